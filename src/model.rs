@@ -1,0 +1,16 @@
+//! What is known of the cluster, as validated nouns.
+//!
+//! In come [`Change`]s, in any order and any number of times; out goes [`Touched`], the Services whose forwarding
+//! may differ now. Nothing here knows how traffic is forwarded, what a kernel is or what Kubernetes' JSON looks like.
+
+pub mod change;
+pub mod endpoint;
+pub mod name;
+pub mod node;
+pub mod service;
+
+pub use change::{Change, Resource, Skipped};
+pub use endpoint::{Endpoint, EndpointSlice, NodeHint, SlicePort};
+pub use name::{Family, ObjectName, Protocol};
+pub use node::{Node, ServiceCidr};
+pub use service::{Service, ServiceFamily, ServicePort, SourceRanges, TrafficPolicy};

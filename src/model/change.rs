@@ -1,0 +1,50 @@
+//! What may happen to the cluster.
+
+use std::sync::Arc;
+
+use super::endpoint::EndpointSlice;
+use super::name::ObjectName;
+use super::node::{Node, ServiceCidr};
+use super::service::Service;
+
+/// One event from the outside.
+///
+/// A (re)list arrives as `Listing`, the objects as `...Applied`, then `Listed`; what was known before and did not
+/// come again in between is gone at `Listed`. That is how deletions missed during a disconnect are noticed.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Change {
+    Listing(Resource),
+    Listed(Resource),
+    ServiceApplied(Service),
+    /// Deleted, or still there and not (any more) to be proxied.
+    ServiceDeleted(ObjectName),
+    SliceApplied(EndpointSlice),
+    SliceDeleted(ObjectName),
+    NodeApplied(Node),
+    NodeDeleted,
+    ServiceCidrApplied(ServiceCidr),
+    ServiceCidrDeleted(Arc<str>),
+    /// An object that cannot be used at all. What was known of it before is forgotten.
+    Unusable(Skipped),
+}
+
+/// The kinds of objects that are watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Resource {
+    Service,
+    EndpointSlice,
+    Node,
+    ServiceCidr,
+}
+
+/// An object, or a part of one, that is left out, and why: counted, logged once, shown as an Event.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Skipped {
+    pub resource: Resource,
+    /// Empty namespace for cluster-scoped objects.
+    pub name: ObjectName,
+    /// A few words, bounded cardinality; label of the metric, e.g. `invalid-address`.
+    pub reason: &'static str,
+    /// One sentence for a person: what is wrong, where, what is done about it.
+    pub message: String,
+}

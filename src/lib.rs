@@ -23,8 +23,8 @@
 //! * Netlink bytes stop at `nft::codec`; only `kernel` owns sockets, only `watch` talks to the API server.
 //! * `kernel` chooses nothing: every name, key, value and order is already in the [`nft::Batch`].
 
-pub mod model;
-pub mod objects;
 pub mod forward;
-pub mod nft;
 pub mod kernel;
+pub mod model;
+pub mod nft;
+pub mod objects;

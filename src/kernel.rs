@@ -1,0 +1,75 @@
+//! The only room with sockets to the kernel: it carries out what others decided.
+//!
+//! In come [`Batch`]es, out come acknowledgements and what the kernel holds. It chooses nothing.
+
+use std::collections::BTreeMap;
+
+use crate::model::Family;
+use crate::nft::schema::{Batch, ObservedTable, Owner};
+use crate::nft::skeleton::Program;
+
+/// What the sync loop asks of a kernel. Two real implementations: netlink, and memory for tests.
+pub trait Kernel {
+    /// Reads our tables. A family without a table is absent from the map.
+    fn observe(
+        &mut self,
+        program: &Program,
+    ) -> Result<BTreeMap<Family, ObservedTable>, KernelError>;
+
+    /// Carries out the batch: all of it or nothing.
+    fn commit(&mut self, batch: &Batch) -> Result<(), KernelError>;
+
+    /// Lets the kernel check the batch and throws it away.
+    fn validate(&mut self, batch: &Batch) -> Result<(), KernelError>;
+}
+
+/// Why the kernel did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// The kernel refused operations of the batch; nothing of it was carried out.
+    #[error("the kernel refused {} operation(s), the first: {}", .0.len(), .0.first().map_or_else(String::new, |it| it.to_string()))]
+    Rejected(Vec<Rejection>),
+    /// Not known whether it was carried out (ENOBUFS, a lost acknowledgement): look again.
+    #[error("it is unknown whether the kernel took the batch ({0}); the tables will be read again")]
+    Unknown(String),
+    /// Someone else changed tables at the same moment (ERESTART, EINTR): try again.
+    #[error("another change to nf_tables came between ({0}); it will be tried again")]
+    Interrupted(String),
+    #[error("{doing}: {source}{}", hint(.source))]
+    Socket {
+        doing: &'static str,
+        #[source]
+        source: std::io::Error,
+    },
+    /// The kernel's answer made no sense.
+    #[error("{doing}: the kernel's answer could not be read: {why}")]
+    Protocol { doing: &'static str, why: String },
+}
+
+/// One refused operation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rejection {
+    /// Position in [`Batch`], when the kernel told it.
+    pub op: Option<usize>,
+    pub owner: Option<Owner>,
+    /// Positive errno.
+    pub errno: i32,
+    /// The operation as a person would write it.
+    pub what: String,
+}
+
+impl std::fmt::Display for Rejection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.what, std::io::Error::from_raw_os_error(self.errno))
+    }
+}
+
+fn hint(error: &std::io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(1) => " (CAP_NET_ADMIN is missing, or another program owns the table)",
+        Some(93) | Some(97) | Some(22) => {
+            " (does this kernel have nf_tables? CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET)"
+        }
+        _ => "",
+    }
+}

@@ -1,0 +1,9 @@
+//! nftables: the constant program, the rows that Services become, and the shortest way from one state to another.
+//!
+//! In come [`crate::forward::ServiceForwarding`]s and what the kernel holds; out come [`Batch`]es. No netlink
+//! socket, no Service: `codec` turns values into netlink bytes and back, `render` turns them into nft's own syntax.
+
+pub mod schema;
+pub mod skeleton;
+
+pub use schema::{Batch, Chain, Key, Op, Owner, SetName, Slots, Value, Verdict};

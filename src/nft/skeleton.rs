@@ -1,0 +1,54 @@
+//! The constant program: which sets and chains a table has and what the rules say, given the settings.
+
+use ipnet::IpNet;
+
+use crate::model::Family;
+
+/// The settings that the program depends on; fixed while the process runs, but for a change of detectors.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Program {
+    /// The one bit of the packet mark that is ours, e.g. `0x4000`.
+    pub masquerade_mark: u32,
+    /// Masquerade all traffic to cluster IPs.
+    pub masquerade_all: bool,
+    /// The families that have a table.
+    pub families: Vec<Family>,
+    pub v4: FamilyProgram,
+    pub v6: FamilyProgram,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FamilyProgram {
+    /// How traffic of local pods is recognised; `None`: it is not.
+    pub detector: Option<LocalDetector>,
+    pub node_ports: NodePortAddresses,
+}
+
+/// `--detect-local-mode` (reference 11.4).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LocalDetector {
+    /// The source address is in this range (ClusterCIDR, NodeCIDR).
+    Source(IpNet),
+    /// The packet came in by this interface (BridgeInterface).
+    Interface(String),
+    /// The packet came in by an interface with this prefix (InterfaceNamePrefix).
+    InterfacePrefix(String),
+}
+
+/// Which of the node's addresses accept NodePorts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NodePortAddresses {
+    /// All local ones but loopback.
+    All,
+    /// Those in [`super::SetName::NodePortIps`].
+    Listed,
+}
+
+impl Program {
+    pub fn family(&self, family: Family) -> &FamilyProgram {
+        match family {
+            Family::V4 => &self.v4,
+            Family::V6 => &self.v6,
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! When the next pass may run: pure, `now` in, deadline out.
+//!
+//! The first change goes out at once. Under pressure changes wait for each other, so that passes take a bounded
+//! share of a core: after a pass of length `d` the next one starts `d × REST` later, and meanwhile changes of the
+//! same Service merge. `minSyncPeriod` is the longest that a change waits for that reason; kube-proxy's meaning, a
+//! fixed pause after every pass, exists to protect it from its own cost per pass, which is not ours.
+//! After a failure the next pass waits for a back-off of its own, from 100 ms doubling up to `syncPeriod`.
+
+use std::time::{Duration, Instant};
+
+/// Rest after a pass, in multiples of its length: passes use at most a fifth of a core.
+const REST: u32 = 4;
+/// First wait after a failure.
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+
+/// Paces passes. Not a clock: every method is told the time.
+#[derive(Clone, Debug)]
+pub struct Pace {
+    min_sync_period: Duration,
+    sync_period: Duration,
+    /// No pass before this.
+    rested: Option<Instant>,
+    /// Failures in a row.
+    failures: u32,
+}
+
+impl Pace {
+    pub fn new(min_sync_period: Duration, sync_period: Duration) -> Pace {
+        Pace { min_sync_period, sync_period, rested: None, failures: 0 }
+    }
+
+    /// How long a pass has to wait; zero if it may run now.
+    pub fn wait(&self, now: Instant) -> Duration {
+        self.rested.map_or(Duration::ZERO, |rested| rested.saturating_duration_since(now))
+    }
+
+    /// A pass that began at `began` has ended well.
+    pub fn succeeded(&mut self, began: Instant, now: Instant) {
+        self.failures = 0;
+        let took = now.saturating_duration_since(began);
+        self.rested = now.checked_add((took * REST).min(self.min_sync_period));
+    }
+
+    /// A pass has failed; returns how long the retry waits.
+    ///
+    /// The wait is spread by `spread` in `0.0..1.0` (half to full length), so that nodes that failed together do not
+    /// try again together.
+    pub fn failed(&mut self, now: Instant, spread: f64) -> Duration {
+        let doubled = FIRST_RETRY.saturating_mul(1 << self.failures.min(16));
+        self.failures = self.failures.saturating_add(1);
+        let wait = doubled.min(self.sync_period).mul_f64(0.5 + spread.clamp(0.0, 1.0) / 2.0);
+        self.rested = now.checked_add(wait);
+        wait
+    }
+
+    /// Failures in a row.
+    pub fn failures(&self) -> u32 {
+        self.failures
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn pace() -> (Pace, Instant) {
+        #[expect(clippy::disallowed_methods, reason = "an Instant can be had from the clock only; just an origin here")]
+        let origin = Instant::now();
+        (Pace::new(Duration::from_secs(1), Duration::from_secs(30)), origin)
+    }
+
+    #[test]
+    fn the_first_pass_runs_at_once() {
+        let (pace, now) = pace();
+        assert_eq!(pace.wait(now), Duration::ZERO);
+    }
+
+    #[test]
+    fn rest_is_in_proportion_to_the_pass_and_bounded() {
+        let (mut pace, now) = pace();
+        pace.succeeded(now, now + 2 * MS);
+        assert_eq!(pace.wait(now + 2 * MS), 8 * MS);
+        assert_eq!(pace.wait(now + 10 * MS), Duration::ZERO);
+        pace.succeeded(now, now + 900 * MS);
+        assert_eq!(pace.wait(now + 900 * MS), Duration::from_secs(1));
+    }
+
+    #[test]
+    fn a_zero_min_sync_period_never_waits() {
+        let (_, now) = pace();
+        let mut pace = Pace::new(Duration::ZERO, Duration::from_secs(30));
+        pace.succeeded(now, now + 900 * MS);
+        assert_eq!(pace.wait(now + 900 * MS), Duration::ZERO);
+    }
+
+    #[test]
+    fn failures_back_off_up_to_the_sync_period_and_success_forgets_them() {
+        let (mut pace, now) = pace();
+        let waits: Vec<_> = (0..12).map(|_| pace.failed(now, 1.0).as_millis()).collect();
+        assert_eq!(waits[..4], [100, 200, 400, 800]);
+        assert_eq!(waits[11], 30_000);
+        assert_eq!(pace.failed(now, 0.0), Duration::from_secs(15));
+        pace.succeeded(now, now);
+        assert_eq!(pace.failures(), 0);
+        assert_eq!(pace.failed(now, 1.0), 100 * MS);
+    }
+}

@@ -3,7 +3,9 @@
 //! In come [`crate::forward::ServiceForwarding`]s and what the kernel holds; out come [`Batch`]es. No netlink
 //! socket, no Service: `codec` turns values into netlink bytes and back, `render` turns them into nft's own syntax.
 
+pub mod render;
 pub mod schema;
 pub mod skeleton;
+pub mod tables;
 
 pub use schema::{Batch, Chain, Key, Op, Owner, SetName, Slots, Value, Verdict};

@@ -6,11 +6,10 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+use super::hooks::{base_hook, comment};
 use super::{FamilyProgram, LocalDetector, NodePortAddresses, Program};
 use crate::model::{Family, Protocol};
-use crate::nft::schema::{
-    BaseHook, Chain, ChainKind, Field, Handle, Hook, Rule, SetName, Slots, Statement,
-};
+use crate::nft::schema::{BaseHook, Chain, Field, Handle, Rule, SetName, Slots, Statement};
 
 /// A chain with its rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,7 +60,7 @@ pub fn remember(seconds: u32) -> ChainSpec {
         Rule(vec![Statement::L4Proto(protocol), dnat])
     }));
     rules.push(Rule(vec![Statement::Forget { map, key: key(), data: Field::Priority }]));
-    plain(Chain::Remember(seconds), rules, "Remember the client's endpoint and send it there")
+    spec(Chain::Remember(seconds), rules)
 }
 
 /// How traffic of local pods and of the node is told from traffic from outside.
@@ -104,8 +103,8 @@ fn detected(detector: &LocalDetector, negated: bool) -> Statement {
     }
 }
 
-fn plain(chain: Chain, rules: Vec<Rule>, comment: &'static str) -> ChainSpec {
-    ChainSpec { chain, base: None, rules, comment }
+fn spec(chain: Chain, rules: Vec<Rule>) -> ChainSpec {
+    ChainSpec { chain, base: base_hook(chain), rules, comment: comment(chain) }
 }
 
 /// The chains that draw an endpoint.
@@ -113,15 +112,13 @@ fn picks() -> Vec<ChainSpec> {
     let mut all = Vec::new();
     for slots in Slots::all() {
         let draws = |key, map| drawn(slots, |modulus| dnat_random(key, modulus, map));
-        let comment = "Draw an endpoint";
-        all.push(plain(Chain::Pick(slots), draws(F, SetName::Endpoints), comment));
-        all.push(plain(Chain::NodePortPick(slots), draws(N, SetName::NodePortEndpoints), comment));
-        let comment = "Draw an endpoint on this node";
-        all.push(plain(Chain::LocalPick(slots), draws(F, SetName::LocalEndpoints), comment));
-        let rules = draws(N, SetName::LocalNodePortEndpoints);
-        all.push(plain(Chain::NodePortLocalPick(slots), rules, comment));
-        let comment = "Draw an endpoint of the group and remember it";
-        all.push(plain(Chain::StickyPick(slots), drawn(slots, sticky_random), comment));
+        all.extend([
+            spec(Chain::Pick(slots), draws(F, SetName::Endpoints)),
+            spec(Chain::NodePortPick(slots), draws(N, SetName::NodePortEndpoints)),
+            spec(Chain::LocalPick(slots), draws(F, SetName::LocalEndpoints)),
+            spec(Chain::NodePortLocalPick(slots), draws(N, SetName::LocalNodePortEndpoints)),
+            spec(Chain::StickyPick(slots), drawn(slots, sticky_random)),
+        ]);
     }
     all
 }
@@ -159,57 +156,40 @@ fn remember_dispatch() -> Statement {
 
 /// Frontends other than cluster IPs.
 fn externals(local: &Locality<'_>, slots: Slots) -> Vec<ChainSpec> {
-    let cluster = "External traffic, any endpoint";
-    let outside = "External traffic, endpoints on this node only";
     let local_rules = |pick, key: &[Field], map| {
         let mut rules = local.short_circuit(pick);
         rules.push(Rule(vec![Statement::Vmap { key: key.to_vec(), map }]));
         rules
     };
-    let pick = Chain::Pick(slots);
-    let node_port_pick = Chain::NodePortPick(slots);
+    let (pick, node_port_pick) = (Chain::Pick(slots), Chain::NodePortPick(slots));
+    let outside = local_rules(pick, F, SetName::LocalFrontends);
+    let node_port_outside = local_rules(node_port_pick, N, SetName::LocalNodePorts);
     vec![
-        plain(Chain::External(slots), local.masqueraded(pick), cluster),
-        plain(Chain::ExternalLocal(slots), local_rules(pick, F, SetName::LocalFrontends), outside),
-        plain(Chain::NodePort(slots), local.masqueraded(node_port_pick), cluster),
-        plain(
-            Chain::NodePortLocal(slots),
-            local_rules(node_port_pick, N, SetName::LocalNodePorts),
-            outside,
-        ),
+        spec(Chain::External(slots), local.masqueraded(pick)),
+        spec(Chain::ExternalLocal(slots), outside),
+        spec(Chain::NodePort(slots), local.masqueraded(node_port_pick)),
+        spec(Chain::NodePortLocal(slots), node_port_outside),
     ]
 }
 
 /// Session affinity. The group of a frontend, then the handle of an endpoint, travels in the packet's priority.
 fn sticky(local: &Locality<'_>) -> Vec<ChainSpec> {
-    let cluster = "Session affinity: the endpoint group of the frontend";
-    let external = "Session affinity: external traffic, any endpoint";
-    let outside = "Session affinity: external traffic, endpoints on this node only";
     let local_rules = |target, key, map| {
         let mut rules = local.short_circuit(target);
         rules.extend(grouped(key, map));
         rules
     };
+    let (cluster, node_port) = (Chain::Sticky, Chain::StickyNodePortCluster);
+    let outside = local_rules(cluster, F, SetName::StickyLocalFrontends);
+    let node_port_outside = local_rules(node_port, N, SetName::StickyLocalNodePorts);
     vec![
-        plain(
-            Chain::StickyLookup,
-            sticky_lookup(),
-            "Session affinity: go to the remembered endpoint or draw one",
-        ),
-        plain(Chain::Sticky, grouped(F, SetName::StickyFrontends), cluster),
-        plain(Chain::StickyNodePortCluster, grouped(N, SetName::StickyNodePorts), cluster),
-        plain(Chain::StickyExternal, local.masqueraded(Chain::Sticky), external),
-        plain(Chain::StickyNodePort, local.masqueraded(Chain::StickyNodePortCluster), external),
-        plain(
-            Chain::StickyExternalLocal,
-            local_rules(Chain::Sticky, F, SetName::StickyLocalFrontends),
-            outside,
-        ),
-        plain(
-            Chain::StickyNodePortLocal,
-            local_rules(Chain::StickyNodePortCluster, N, SetName::StickyLocalNodePorts),
-            outside,
-        ),
+        spec(Chain::StickyLookup, sticky_lookup()),
+        spec(cluster, grouped(F, SetName::StickyFrontends)),
+        spec(node_port, grouped(N, SetName::StickyNodePorts)),
+        spec(Chain::StickyExternal, local.masqueraded(cluster)),
+        spec(Chain::StickyNodePort, local.masqueraded(node_port)),
+        spec(Chain::StickyExternalLocal, outside),
+        spec(Chain::StickyNodePortLocal, node_port_outside),
     ]
 }
 
@@ -235,40 +215,17 @@ fn sticky_lookup() -> Vec<Rule> {
 
 /// What base chains jump to.
 fn shared(program: &Program, family: Family) -> Vec<ChainSpec> {
-    let of_family = program.family(family);
+    let endpoints = endpoints_check(&[], F, SetName::NoEndpoints, SetName::NoLocalEndpoints);
+    let guard = nodeport_check_guard(program.family(family).node_ports, family);
+    let (reject, drop) = (SetName::NodePortNoEndpoints, SetName::NodePortNoLocalEndpoints);
     vec![
-        plain(Chain::Reject, vec![Rule(vec![Statement::Reject])], "Reject with port unreachable"),
-        plain(Chain::FirewallCheck, firewall_check(), "loadBalancerSourceRanges"),
-        plain(
-            Chain::ServiceEndpointsCheck,
-            endpoints_check(&[], F, SetName::NoEndpoints, SetName::NoLocalEndpoints),
-            "Frontends without endpoint",
-        ),
-        plain(
-            Chain::NodePortEndpointsCheck,
-            endpoints_check(
-                &nodeport_check_guard(of_family.node_ports, family),
-                N,
-                SetName::NodePortNoEndpoints,
-                SetName::NodePortNoLocalEndpoints,
-            ),
-            "NodePorts without endpoint",
-        ),
-        plain(
-            Chain::ClusterIpsCheck,
-            cluster_ips_check(),
-            "Cluster IPs: ports that no Service has, and addresses that no Service has",
-        ),
-        plain(
-            Chain::Services,
-            services(program, family),
-            "Dispatch by address and port, then NodePorts",
-        ),
-        plain(
-            Chain::Masquerading,
-            masquerading(program.masquerade_mark),
-            "Masquerade marked connections and those of a pod to itself",
-        ),
+        spec(Chain::Reject, vec![Rule(vec![Statement::Reject])]),
+        spec(Chain::FirewallCheck, firewall_check()),
+        spec(Chain::ServiceEndpointsCheck, endpoints),
+        spec(Chain::NodePortEndpointsCheck, endpoints_check(&guard, N, reject, drop)),
+        spec(Chain::ClusterIpsCheck, cluster_ips_check()),
+        spec(Chain::Services, services(program, family)),
+        spec(Chain::Masquerading, masquerading(program.masquerade_mark)),
     ]
 }
 
@@ -358,85 +315,23 @@ fn masquerading(mark: u32) -> Vec<Rule> {
     ]
 }
 
-/// Chains at hooks, with kube-proxy's names, types and priorities: other programs may rely on the order.
 fn bases() -> Vec<ChainSpec> {
-    let filter = ChainKind::Filter;
     let new = |targets: &[Chain]| -> Vec<Rule> {
         let jump = |target: &Chain| Rule(vec![Statement::CtStateNew, Statement::Jump(*target)]);
         targets.iter().map(jump).collect()
     };
     let jump = |target| vec![Rule(vec![Statement::Jump(target)])];
-    let base = |chain, kind, hook, priority, rules, comment| {
-        let base = Some(BaseHook { kind, hook, priority });
-        ChainSpec { chain, base, rules, comment }
-    };
-    let firewall = "Source ranges, while the Service address is still in the packet";
-    let checks = "Destinations that no endpoint serves";
+    let unserved = [Chain::ServiceEndpointsCheck, Chain::ClusterIpsCheck];
+    let input = new(&[Chain::NodePortEndpointsCheck, Chain::ServiceEndpointsCheck]);
     vec![
-        base(
-            Chain::FilterPreroutingPreDnat,
-            filter,
-            Hook::Prerouting,
-            -110,
-            new(&[Chain::FirewallCheck]),
-            firewall,
-        ),
-        base(
-            Chain::FilterOutputPreDnat,
-            filter,
-            Hook::Output,
-            -110,
-            new(&[Chain::FirewallCheck]),
-            firewall,
-        ),
-        base(
-            Chain::FilterInput,
-            filter,
-            Hook::Input,
-            0,
-            new(&[Chain::NodePortEndpointsCheck, Chain::ServiceEndpointsCheck]),
-            checks,
-        ),
-        base(
-            Chain::FilterForward,
-            filter,
-            Hook::Forward,
-            0,
-            new(&[Chain::ServiceEndpointsCheck, Chain::ClusterIpsCheck]),
-            checks,
-        ),
-        base(
-            Chain::FilterOutput,
-            filter,
-            Hook::Output,
-            0,
-            new(&[Chain::ServiceEndpointsCheck, Chain::ClusterIpsCheck]),
-            checks,
-        ),
-        base(
-            Chain::NatPrerouting,
-            ChainKind::Nat,
-            Hook::Prerouting,
-            -100,
-            jump(Chain::Services),
-            "Service traffic from outside and from pods",
-        ),
-        base(
-            Chain::NatOutput,
-            ChainKind::Nat,
-            Hook::Output,
-            -100,
-            jump(Chain::Services),
-            "Service traffic of this node",
-        ),
-        base(
-            Chain::NatPostrouting,
-            ChainKind::Nat,
-            Hook::Postrouting,
-            100,
-            jump(Chain::Masquerading),
-            "Source addresses",
-        ),
+        spec(Chain::FilterPreroutingPreDnat, new(&[Chain::FirewallCheck])),
+        spec(Chain::FilterOutputPreDnat, new(&[Chain::FirewallCheck])),
+        spec(Chain::FilterInput, input),
+        spec(Chain::FilterForward, new(&unserved)),
+        spec(Chain::FilterOutput, new(&unserved)),
+        spec(Chain::NatPrerouting, jump(Chain::Services)),
+        spec(Chain::NatOutput, jump(Chain::Services)),
+        spec(Chain::NatPostrouting, jump(Chain::Masquerading)),
     ]
 }
 

@@ -6,6 +6,7 @@
 pub mod render;
 pub mod schema;
 pub mod skeleton;
+pub mod slots;
 pub mod tables;
 
 pub use schema::{Batch, Chain, Key, Op, Owner, SetName, Slots, Value, Verdict};

@@ -21,10 +21,16 @@ pub const TABLE: &str = "kube-ferry";
 pub struct Slots(u8);
 
 impl Slots {
+    pub const MIN: Slots = Slots(0);
     pub const MAX: Slots = Slots(14);
 
     pub fn from_log2(log2: u8) -> Option<Slots> {
         (log2 <= Slots::MAX.0).then_some(Slots(log2))
+    }
+
+    /// The fewest slots that hold `count` endpoints; [`Slots::MAX`] when there are too many.
+    pub fn for_count(count: usize) -> Slots {
+        Slots::all().find(|it| it.count() as usize >= count).unwrap_or(Slots::MAX)
     }
 
     pub fn log2(self) -> u8 {

@@ -2,7 +2,9 @@
 
 use std::fmt::Write as _;
 
-use super::schema::{BaseHook, Batch, Chain, ChainKind, Hook, Key, Op, SetName, TABLE, Value};
+use super::schema::{
+    BaseHook, Batch, Chain, ChainKind, Data, Hook, Key, Op, SetName, TABLE, Value,
+};
 use super::skeleton;
 use super::tables::{Table, Tables, family_of};
 use crate::model::Family;
@@ -51,13 +53,13 @@ pub fn command(op: &Op) -> String {
             format!(
                 "add {keyword} {table} {} {{ {} }}",
                 set.name(),
-                definition(family, *set, *size).join("; ")
+                definition(family, *set, *size).join("; ") + ";"
             )
         }
         // nft has no command that only resizes; adding what is there with another size does.
         Op::ResizeSet { set, size, .. } => {
             let (keyword, definition) = (set_keyword(*set), definition(family, *set, Some(*size)));
-            format!("add {keyword} {table} {} {{ {} }}", set.name(), definition.join("; "))
+            format!("add {keyword} {table} {} {{ {} }}", set.name(), definition.join("; ") + ";")
         }
         Op::AddChain { chain, .. } => {
             format!("add chain {table} {chain} {{ {} }}", chain_definition(*chain).join(" "))
@@ -109,8 +111,8 @@ fn push_set<'a>(
 
 fn set_keyword(set: SetName) -> &'static str {
     match skeleton::spec(set).data {
-        super::schema::Data::None => "set",
-        super::schema::Data::Verdict | super::schema::Data::Fields(_) => "map",
+        Data::None => "set",
+        Data::Verdict | Data::Fields(_) => "map",
     }
 }
 
@@ -118,9 +120,9 @@ fn definition(family: Family, set: SetName, size: Option<u32>) -> Vec<String> {
     let spec = skeleton::spec(set);
     let key = fields(family, spec.key);
     let mut lines = vec![match spec.data {
-        super::schema::Data::None => format!("typeof {key}"),
-        super::schema::Data::Verdict => format!("typeof {key} : verdict"),
-        super::schema::Data::Fields(data) => format!("typeof {key} : {}", fields(family, data)),
+        Data::None => format!("typeof {key}"),
+        Data::Verdict => format!("typeof {key} : verdict"),
+        Data::Fields(data) => format!("typeof {key} : {}", fields(family, data)),
     }];
     lines.extend(size.map(|size| format!("size {size}")));
     if spec.interval {
@@ -176,22 +178,80 @@ fn hook_word(hook: Hook) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nft::schema::{AddressPort, Handle, Verdict};
+    use crate::nft::skeleton::tests::program;
+
     #[test]
-    fn try_it() {
-        let program = skeleton::tests::program();
+    fn rows_are_read_by_people() {
+        let at = |address: &str| AddressPort {
+            address: address.parse().unwrap(),
+            protocol: crate::model::Protocol::Tcp,
+            port: std::num::NonZeroU16::new(80).unwrap(),
+        };
+        let endpoint = |address: &str| {
+            let port = std::num::NonZeroU16::new(8080).unwrap();
+            Value::Endpoint(address.parse().unwrap(), port)
+        };
+        let slot = |address: &str| Key::FrontendSlot(at(address), 3);
+        check(
+            row(Family::V4, SetName::Endpoints, slot("10.96.0.1"), endpoint("10.1.2.3")),
+            "add element ip kube-ferry endpoints { 10.96.0.1 . tcp . 80 . 3 : 10.1.2.3 . 8080 }",
+        );
+        check(
+            row(Family::V6, SetName::Endpoints, slot("fd00::1"), endpoint("fd00::2")),
+            "add element ip6 kube-ferry endpoints { fd00::1 . tcp . 80 . 3 : fd00::2 . 8080 }",
+        );
+        let group = Key::Group(Handle::new(0x12, 0));
+        let remember = Value::Verdict(Verdict::Jump(Chain::Remember(60)));
+        check(
+            row(Family::V4, SetName::AffinityTimeouts, group, remember),
+            "add element ip kube-ferry affinity-timeouts { f001:2000 : jump remember-60 }",
+        );
+        let range = Key::FrontendSource(at("192.0.2.1"), "10.0.0.0/8".parse().unwrap());
+        check(
+            row(Family::V4, SetName::SourceRanges, range, Value::None),
+            "add element ip kube-ferry source-ranges { 192.0.2.1 . tcp . 80 . 10.0.0.0/8 }",
+        );
+    }
+
+    #[test]
+    fn definitions_fit_on_a_line() {
+        check(
+            Op::AddSet { family: Family::V4, set: SetName::ServiceCidrs, size: Some(1024) },
+            "add set ip kube-ferry service-cidrs { typeof ip daddr; size 1024; flags interval; \
+             comment \"Ranges that cluster IPs are allocated from\"; }",
+        );
+        check(
+            Op::AddChain { family: Family::V6, chain: Chain::NatPostrouting },
+            "add chain ip6 kube-ferry nat-postrouting { comment \"Source addresses\"; \
+             type nat hook postrouting priority 100; policy accept; }",
+        );
+    }
+
+    #[test]
+    fn a_ruleset_replaces_what_was_there() {
         let mut tables = Tables::default();
-        for family in Family::ALL {
-            let table = tables.0.entry(family).or_default();
-            for spec in skeleton::sets() {
-                table.sets.insert(spec.name, (Some(1024), Default::default()));
-            }
-            for spec in skeleton::chains(&program, family)
-                .into_iter()
-                .chain((family == Family::V4).then(|| skeleton::remember(10800)))
-            {
-                table.chains.insert(spec.chain, spec.rules);
-            }
+        tables.0.entry(Family::V6).or_default();
+        let text = "table ip6 kube-ferry\ndelete table ip6 kube-ferry\ntable ip6 kube-ferry {\n}\n";
+        assert_eq!(ruleset(&tables), text);
+    }
+
+    /// Comments must not end the string they are in, and the kernel keeps 128 characters of them.
+    #[test]
+    fn comments_can_be_quoted() {
+        let sets = skeleton::sets().into_iter().map(|it| it.comment);
+        let chains = skeleton::chains(&program(), Family::V4).into_iter().map(|it| it.comment);
+        for comment in sets.chain(chains) {
+            assert!(comment.len() < 128 && !comment.contains('"'), "{comment}");
         }
-        std::fs::write("/tmp/nft-try.nft", ruleset(&tables)).unwrap();
+    }
+
+    fn row(family: Family, set: SetName, key: Key, value: Value) -> Op {
+        Op::AddElement { family, set, key, value, owner: None }
+    }
+
+    #[track_caller]
+    fn check(op: Op, text: &str) {
+        assert_eq!(batch(&Batch(vec![op])), format!("{text}\n"));
     }
 }

@@ -4,6 +4,8 @@
 
 use std::collections::BTreeMap;
 
+use ipnet::{IpNet, Ipv4Net};
+
 use super::schema::{
     Batch, Chain, Data, Field, Key, ObservedTable, Op, Rule, SetName, SetSpec, Statement, Value,
     Verdict,
@@ -301,13 +303,18 @@ fn referenced_set(statement: &Statement) -> Option<SetName> {
 
 /// Interval sets refuse a range that overlaps another one.
 fn overlaps(rows: &BTreeMap<Key, Value>, key: &Key) -> bool {
-    rows.keys().any(|other| match (key, other) {
-        (Key::Range(new), Key::Range(old)) => new.contains(old) || old.contains(new),
-        (Key::FrontendSource(at, new), Key::FrontendSource(of, old)) => {
-            at == of && (new.contains(old) || old.contains(new))
-        }
+    let meet = |a: &IpNet, b: &IpNet| a.contains(b) || b.contains(a);
+    match key {
+        Key::Range(new) => rows.keys().any(|it| matches!(it, Key::Range(old) if meet(old, new))),
+        Key::FrontendSource(at, new) => rows
+            .range(Key::FrontendSource(*at, IpNet::V4(Ipv4Net::default()))..)
+            .map_while(|(it, _)| match it {
+                Key::FrontendSource(of, old) if of == at => Some(old),
+                _ => None,
+            })
+            .any(|old| meet(old, new)),
         _ => false,
-    })
+    }
 }
 
 /// Whether a row is of the set's type.

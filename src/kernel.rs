@@ -8,6 +8,8 @@ use crate::model::Family;
 use crate::nft::schema::{Batch, ObservedTable, Owner};
 use crate::nft::skeleton::Program;
 
+pub mod memory;
+
 /// What the sync loop asks of a kernel. Two real implementations: netlink, and memory for tests.
 pub trait Kernel {
     /// Reads our tables. A family without a table is absent from the map.

@@ -3,7 +3,12 @@
 //! In come [`crate::forward::ServiceForwarding`]s and what the kernel holds; out come [`Batch`]es. No netlink
 //! socket, no Service: `codec` turns values into netlink bytes and back, `render` turns them into nft's own syntax.
 
+pub mod compile;
+pub mod render;
 pub mod schema;
 pub mod skeleton;
+pub mod slots;
+pub mod tables;
+pub mod walk;
 
 pub use schema::{Batch, Chain, Key, Op, Owner, SetName, Slots, Value, Verdict};

@@ -21,10 +21,16 @@ pub const TABLE: &str = "kube-ferry";
 pub struct Slots(u8);
 
 impl Slots {
+    pub const MIN: Slots = Slots(0);
     pub const MAX: Slots = Slots(14);
 
     pub fn from_log2(log2: u8) -> Option<Slots> {
         (log2 <= Slots::MAX.0).then_some(Slots(log2))
+    }
+
+    /// The fewest slots that hold `count` endpoints; [`Slots::MAX`] when there are too many.
+    pub fn for_count(count: usize) -> Slots {
+        Slots::all().find(|it| it.count() as usize >= count).unwrap_or(Slots::MAX)
     }
 
     pub fn log2(self) -> u8 {
@@ -157,6 +163,22 @@ impl Handle {
     pub const BASE: u32 = 0xf000_0000;
     pub const GROUP_MASK: u32 = 0xffff_f000;
     pub const ENDPOINT_MASK: u32 = 0x0000_0fff;
+
+    /// Of `endpoint` only the low 12 bits count; 0 is the group itself.
+    pub fn new(group: u16, endpoint: u16) -> Handle {
+        let endpoint = u32::from(endpoint) & Self::ENDPOINT_MASK;
+        Handle(Self::BASE | (u32::from(group) << 12) | endpoint)
+    }
+
+    pub fn group(self) -> u16 {
+        let [high, low, ..] = (self.0 << 4).to_be_bytes();
+        u16::from_be_bytes([high, low])
+    }
+
+    pub fn endpoint(self) -> u16 {
+        let [_, _, high, low] = (self.0 & Self::ENDPOINT_MASK).to_be_bytes();
+        u16::from_be_bytes([high, low])
+    }
 }
 
 /// `daddr . l4proto . dport`.

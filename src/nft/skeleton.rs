@@ -4,6 +4,15 @@ use ipnet::IpNet;
 
 use crate::model::Family;
 
+mod chains;
+mod hooks;
+mod names;
+mod sets;
+
+pub use chains::{ChainSpec, chains, remember};
+pub use hooks::{base_hook, comment};
+pub use sets::{sets, spec};
+
 /// The settings that the program depends on; fixed while the process runs, but for a change of detectors.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Program {
@@ -49,6 +58,26 @@ impl Program {
         match family {
             Family::V4 => &self.v4,
             Family::V6 => &self.v6,
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// The settings that tests use unless they say otherwise: kube-proxy's own test fixture.
+    pub(crate) fn program() -> Program {
+        let family = |net: &str| FamilyProgram {
+            detector: Some(LocalDetector::Source(net.parse().unwrap())),
+            node_ports: NodePortAddresses::Listed,
+        };
+        Program {
+            masquerade_mark: 0x4000,
+            masquerade_all: false,
+            families: Family::ALL.to_vec(),
+            v4: family("10.0.0.0/8"),
+            v6: family("fd00:10::/64"),
         }
     }
 }

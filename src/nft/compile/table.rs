@@ -1,0 +1,184 @@
+//! What one family's table is believed to be, apart from its rows, and what it lacks.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::counts::RowCounts;
+use crate::model::Family;
+use crate::nft::schema::{Chain, ObservedTable, Op, SetName};
+use crate::nft::skeleton::{self, ChainSpec, Program};
+
+/// How many clients' endpoints are remembered at most. kube-proxy has 65,535 for each endpoint of each Service.
+const AFFINITY_SIZE: u32 = 1 << 18;
+
+/// Smallest size of a set: room for a small cluster, so that growing is rare.
+const MIN_SIZE: u32 = 1024;
+
+#[derive(Debug, Default)]
+pub(super) struct TableState {
+    exists: bool,
+    /// What is there is not ours or not understood: the table is deleted and made anew, all in one batch.
+    pub(super) rebuild: bool,
+    /// `None`: no limit.
+    sizes: BTreeMap<SetName, Option<u32>>,
+    chains: BTreeSet<Chain>,
+    /// What `stage_skeleton` found missing.
+    staged: Option<Staged>,
+}
+
+/// What is to be made.
+#[derive(Debug, Default)]
+struct Staged {
+    sizes: BTreeMap<SetName, Option<u32>>,
+    chains: Vec<ChainSpec>,
+}
+
+impl TableState {
+    pub(super) fn adopt(observed: &ObservedTable) -> TableState {
+        TableState {
+            exists: true,
+            rebuild: !observed.unknown.is_empty(),
+            sizes: observed.sets.iter().copied().collect(),
+            chains: observed.chains.iter().copied().collect(),
+            staged: None,
+        }
+    }
+
+    pub(super) fn stage(&mut self, program: &Program, family: Family, expected: &RowCounts) {
+        let anew = self.rebuild || !self.exists;
+        let sets = skeleton::sets().into_iter().map(|it| it.name);
+        let sizes = sets
+            .filter(|set| anew || !self.sizes.contains_key(set))
+            .map(|set| (set, Some(initial_size(set, expected.get(family, set)))));
+        let chains = skeleton::chains(program, family).into_iter();
+        let missing = chains.filter(|it| anew || !self.chains.contains(&it.chain));
+        let staged = Staged { sizes: sizes.collect(), chains: missing.collect() };
+        if anew || !staged.sizes.is_empty() || !staged.chains.is_empty() {
+            self.staged = Some(staged);
+        }
+    }
+
+    /// The number of staged operations.
+    pub(super) fn len(&self) -> usize {
+        let staged = self.staged.as_ref();
+        staged.map_or(0, |it| {
+            it.sizes.len() + it.chains.iter().map(|chain| 1 + chain.rules.len()).sum::<usize>()
+        })
+    }
+
+    /// Size of a set after the staged operations; `None` when it has no limit or is not there.
+    fn size(&self, set: SetName) -> Option<u32> {
+        let staged = self.staged.as_ref().and_then(|it| it.sizes.get(&set));
+        staged.or_else(|| self.sizes.get(&set)).copied().flatten()
+    }
+
+    /// The new size if `rows` do not fit.
+    pub(super) fn outgrown(&self, set: SetName, rows: u32) -> Option<u32> {
+        let (size, elements) = (self.size(set)?, elements(set, rows));
+        (elements > size).then(|| elements.checked_next_power_of_two().unwrap_or(elements))
+    }
+
+    /// The operations before those on rows. `timeouts` are those in use.
+    pub(super) fn before_rows(
+        &self,
+        family: Family,
+        resizes: &[(SetName, u32)],
+        timeouts: &BTreeSet<u32>,
+        ops: &mut Vec<Op>,
+    ) {
+        if self.staged.is_some() {
+            ops.push(Op::AddTable(family));
+            if self.rebuild {
+                ops.extend([Op::DeleteTable(family), Op::AddTable(family)]);
+            }
+        }
+        let staged = self.staged.as_ref();
+        for (set, size) in staged.iter().flat_map(|it| &it.sizes) {
+            // A new set that outgrows its first guess in the same batch starts with the right size.
+            let grown = resizes.iter().find(|(resized, _)| resized == set);
+            let size = grown.map_or(*size, |(_, size)| Some(*size));
+            ops.push(Op::AddSet { family, set: *set, size });
+        }
+        let old = resizes.iter().filter(|(set, _)| !self.is_staged(*set));
+        ops.extend(old.map(|(set, size)| Op::ResizeSet { family, set: *set, size: *size }));
+        let remember: Vec<ChainSpec> =
+            self.missing_remember(timeouts).map(skeleton::remember).collect();
+        let chains: Vec<&ChainSpec> =
+            staged.iter().flat_map(|it| &it.chains).chain(&remember).collect();
+        ops.extend(chains.iter().map(|it| Op::AddChain { family, chain: it.chain }));
+        for spec in chains {
+            let rules = spec.rules.iter().cloned();
+            ops.extend(rules.map(|rule| Op::AddRule { family, chain: spec.chain, rule }));
+        }
+    }
+
+    /// The operations after those on rows: chains of timeouts that nobody uses any more.
+    pub(super) fn after_rows(&self, family: Family, timeouts: &BTreeSet<u32>, ops: &mut Vec<Op>) {
+        for chain in self.stale_remember(timeouts) {
+            ops.extend([Op::FlushChain { family, chain }, Op::DeleteChain { family, chain }]);
+        }
+    }
+
+    /// The kernel took the operations. `keep`: stale chains have not been deleted.
+    pub(super) fn confirm(
+        &mut self,
+        resizes: &[(SetName, u32)],
+        timeouts: &BTreeSet<u32>,
+        pruned: bool,
+    ) {
+        let missing: Vec<u32> = self.missing_remember(timeouts).collect();
+        let stale: Vec<Chain> =
+            if pruned { self.stale_remember(timeouts).collect() } else { Vec::new() };
+        if let Some(staged) = self.staged.take() {
+            if self.rebuild {
+                *self = TableState::default();
+            }
+            self.exists = true;
+            self.sizes.extend(staged.sizes);
+            self.chains.extend(staged.chains.iter().map(|it| it.chain));
+        }
+        self.sizes.extend(resizes.iter().map(|(set, size)| (*set, Some(*size))));
+        self.chains.extend(missing.into_iter().map(Chain::Remember));
+        for chain in stale {
+            self.chains.remove(&chain);
+        }
+    }
+
+    pub(super) fn rollback(&mut self) {
+        self.staged = None;
+    }
+
+    fn is_staged(&self, set: SetName) -> bool {
+        self.staged.as_ref().is_some_and(|it| it.sizes.contains_key(&set))
+    }
+
+    fn missing_remember(&self, timeouts: &BTreeSet<u32>) -> impl Iterator<Item = u32> {
+        let rebuild = self.rebuild && self.staged.is_some();
+        timeouts
+            .iter()
+            .copied()
+            .filter(move |it| rebuild || !self.chains.contains(&Chain::Remember(*it)))
+    }
+
+    fn stale_remember(&self, timeouts: &BTreeSet<u32>) -> impl Iterator<Item = Chain> {
+        let rebuild = self.rebuild;
+        self.chains.iter().copied().filter(
+            move |it| matches!(it, Chain::Remember(seconds) if !rebuild && !timeouts.contains(seconds)),
+        )
+    }
+}
+
+fn initial_size(set: SetName, expected: u32) -> u32 {
+    if set == SetName::Affinity {
+        return AFFINITY_SIZE;
+    }
+    let wanted = elements(set, expected).saturating_mul(2).max(MIN_SIZE);
+    wanted.checked_next_power_of_two().unwrap_or(wanted)
+}
+
+/// An interval set without concatenation holds both ends of a range as elements, and one more at the start.
+fn elements(set: SetName, rows: u32) -> u32 {
+    match set {
+        SetName::ServiceCidrs => rows.saturating_mul(2).saturating_add(1),
+        _ => rows,
+    }
+}

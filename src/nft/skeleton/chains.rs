@@ -1,0 +1,378 @@
+//! Every chain of a table and its rules.
+//!
+//! `F` is `daddr . l4proto . dport`, `N` is `l4proto . dport`, as in `schema`.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use super::hooks::{base_hook, comment};
+use super::{FamilyProgram, LocalDetector, NodePortAddresses, Program};
+use crate::model::{Family, Protocol};
+use crate::nft::schema::{BaseHook, Chain, Field, Handle, Rule, SetName, Slots, Statement};
+
+/// A chain with its rules.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChainSpec {
+    pub chain: Chain,
+    /// `Some` for base chains; their policy is accept.
+    pub base: Option<BaseHook>,
+    pub rules: Vec<Rule>,
+    /// Shown by `nft list`: what the chain is for.
+    pub comment: &'static str,
+}
+
+/// How often a random slot is drawn before a last draw among slots that are always filled.
+///
+/// At least 3/8 of the slots are filled, so at most (5/8)^12 = 0.36 % of new connections reach the last draw.
+const DRAWS: usize = 12;
+
+const F: &[Field] = &[Field::Daddr, Field::L4Proto, Field::Dport];
+const N: &[Field] = &[Field::L4Proto, Field::Dport];
+
+/// All chains of the family but the `remember-T`, which exist for the timeouts in use only. A chain comes after
+/// those that its rules jump to.
+pub fn chains(program: &Program, family: Family) -> Vec<ChainSpec> {
+    let local = Locality { family: program.family(family), mark: program.masquerade_mark };
+    let mut all = picks();
+    all.extend(sticky(&local));
+    all.extend(Slots::all().flat_map(|slots| externals(&local, slots)));
+    all.extend(shared(program, family));
+    all.extend(bases());
+    all
+}
+
+/// The chain that remembers a client's endpoint for `seconds` and sends the connection there.
+///
+/// Reached with the endpoint's handle in the packet's priority. If the endpoint is gone the entry is deleted and
+/// the caller goes on to draw another one.
+pub fn remember(seconds: u32) -> ChainSpec {
+    let key = || vec![Field::Saddr, Field::PriorityMasked(Handle::GROUP_MASK)];
+    let map = SetName::Affinity;
+    let mut rules = vec![Rule(vec![Statement::Update {
+        map,
+        key: key(),
+        timeout: seconds,
+        data: Field::Priority,
+    }])];
+    rules.extend([Protocol::Tcp, Protocol::Udp, Protocol::Sctp].map(|protocol| {
+        let dnat = Statement::Dnat { key: vec![Field::Priority], map: SetName::StickyEndpoints };
+        Rule(vec![Statement::L4Proto(protocol), dnat])
+    }));
+    rules.push(Rule(vec![Statement::Forget { map, key: key(), data: Field::Priority }]));
+    spec(Chain::Remember(seconds), rules)
+}
+
+/// How traffic of local pods and of the node is told from traffic from outside.
+struct Locality<'a> {
+    family: &'a FamilyProgram,
+    mark: u32,
+}
+
+impl Locality<'_> {
+    /// Pods and the node itself go to `target` whatever the policy says, the node masqueraded, because its source
+    /// may be the Service's own address (kube-proxy's short circuit for externalTrafficPolicy Local).
+    fn short_circuit(&self, target: Chain) -> Vec<Rule> {
+        let mut rules = Vec::new();
+        if let Some(detector) = &self.family.detector {
+            rules.push(Rule(vec![detected(detector, false), Statement::Goto(target)]));
+        }
+        let from_this_node = Statement::FibLocal { field: Field::Saddr };
+        rules.push(Rule(vec![
+            from_this_node,
+            Statement::MarkOr(self.mark),
+            Statement::Goto(target),
+        ]));
+        rules
+    }
+
+    fn masqueraded(&self, target: Chain) -> Vec<Rule> {
+        vec![Rule(vec![Statement::MarkOr(self.mark)]), Rule(vec![Statement::Goto(target)])]
+    }
+}
+
+fn detected(detector: &LocalDetector, negated: bool) -> Statement {
+    let interface =
+        |name: &str, prefix| Statement::InputInterface { name: name.to_owned(), prefix, negated };
+    match detector {
+        LocalDetector::Source(net) => {
+            Statement::AddressIn { field: Field::Saddr, net: net.trunc(), negated }
+        }
+        LocalDetector::Interface(name) => interface(name, false),
+        LocalDetector::InterfacePrefix(name) => interface(name, true),
+    }
+}
+
+fn spec(chain: Chain, rules: Vec<Rule>) -> ChainSpec {
+    ChainSpec { chain, base: base_hook(chain), rules, comment: comment(chain) }
+}
+
+/// The chains that draw an endpoint.
+fn picks() -> Vec<ChainSpec> {
+    let mut all = Vec::new();
+    for slots in Slots::all() {
+        let draws = |key, map| drawn(slots, |modulus| dnat_random(key, modulus, map));
+        all.extend([
+            spec(Chain::Pick(slots), draws(F, SetName::Endpoints)),
+            spec(Chain::NodePortPick(slots), draws(N, SetName::NodePortEndpoints)),
+            spec(Chain::LocalPick(slots), draws(F, SetName::LocalEndpoints)),
+            spec(Chain::NodePortLocalPick(slots), draws(N, SetName::LocalNodePortEndpoints)),
+            spec(Chain::StickyPick(slots), drawn(slots, sticky_random)),
+        ]);
+    }
+    all
+}
+
+/// The same draw over and over: an empty slot is a miss, and the next rule draws again. The last draw is among slots
+/// that are filled whenever there is any endpoint, since the number of slots shrinks in time.
+fn drawn(slots: Slots, rule: impl Fn(u32) -> Rule) -> Vec<Rule> {
+    let draws = if slots.count() == 1 { 0 } else { DRAWS };
+    let mut rules: Vec<Rule> = (0..draws).map(|_| rule(slots.count())).collect();
+    rules.push(rule((slots.count() / 4).max(1)));
+    rules
+}
+
+fn dnat_random(key: &[Field], modulus: u32, map: SetName) -> Rule {
+    let mut key = key.to_vec();
+    key.push(Field::Random(modulus));
+    Rule(vec![Statement::Dnat { key, map }])
+}
+
+fn sticky_random(modulus: u32) -> Rule {
+    let key = vec![Field::Priority, Field::Random(modulus)];
+    Rule(vec![
+        Statement::PrioritySetFromMap { key, map: SetName::StickySlots },
+        remember_dispatch(),
+    ])
+}
+
+/// Jumps to the `remember-T` of the group whose handle is in the priority.
+fn remember_dispatch() -> Statement {
+    Statement::Vmap {
+        key: vec![Field::PriorityMasked(Handle::GROUP_MASK)],
+        map: SetName::AffinityTimeouts,
+    }
+}
+
+/// Frontends other than cluster IPs.
+fn externals(local: &Locality<'_>, slots: Slots) -> Vec<ChainSpec> {
+    let local_rules = |pick, key: &[Field], map| {
+        let mut rules = local.short_circuit(pick);
+        rules.push(Rule(vec![Statement::Vmap { key: key.to_vec(), map }]));
+        rules
+    };
+    let (pick, node_port_pick) = (Chain::Pick(slots), Chain::NodePortPick(slots));
+    let outside = local_rules(pick, F, SetName::LocalFrontends);
+    let node_port_outside = local_rules(node_port_pick, N, SetName::LocalNodePorts);
+    vec![
+        spec(Chain::External(slots), local.masqueraded(pick)),
+        spec(Chain::ExternalLocal(slots), outside),
+        spec(Chain::NodePort(slots), local.masqueraded(node_port_pick)),
+        spec(Chain::NodePortLocal(slots), node_port_outside),
+    ]
+}
+
+/// Session affinity. The group of a frontend, then the handle of an endpoint, travels in the packet's priority.
+fn sticky(local: &Locality<'_>) -> Vec<ChainSpec> {
+    let local_rules = |target, key, map| {
+        let mut rules = local.short_circuit(target);
+        rules.extend(grouped(key, map));
+        rules
+    };
+    let (cluster, node_port) = (Chain::Sticky, Chain::StickyNodePortCluster);
+    let outside = local_rules(cluster, F, SetName::StickyLocalFrontends);
+    let node_port_outside = local_rules(node_port, N, SetName::StickyLocalNodePorts);
+    vec![
+        spec(Chain::StickyLookup, sticky_lookup()),
+        spec(cluster, grouped(F, SetName::StickyFrontends)),
+        spec(node_port, grouped(N, SetName::StickyNodePorts)),
+        spec(Chain::StickyExternal, local.masqueraded(cluster)),
+        spec(Chain::StickyNodePort, local.masqueraded(node_port)),
+        spec(Chain::StickyExternalLocal, outside),
+        spec(Chain::StickyNodePortLocal, node_port_outside),
+    ]
+}
+
+fn grouped(key: &[Field], map: SetName) -> Vec<Rule> {
+    vec![
+        Rule(vec![Statement::PrioritySetFromMap { key: key.to_vec(), map }]),
+        Rule(vec![Statement::Goto(Chain::StickyLookup)]),
+    ]
+}
+
+fn sticky_lookup() -> Vec<Rule> {
+    let key = vec![Field::Saddr, Field::Priority];
+    let groups = Statement::Vmap { key: vec![Field::Priority], map: SetName::StickyGroups };
+    vec![
+        // A miss leaves the group in place.
+        Rule(vec![Statement::PrioritySetFromMap { key, map: SetName::Affinity }]),
+        Rule(vec![Statement::PriorityHas(Handle::ENDPOINT_MASK), remember_dispatch()]),
+        // Only who had nothing remembered, or an endpoint that is gone, gets here.
+        Rule(vec![Statement::PriorityMask(Handle::GROUP_MASK)]),
+        Rule(vec![groups]),
+    ]
+}
+
+/// What base chains jump to.
+fn shared(program: &Program, family: Family) -> Vec<ChainSpec> {
+    let endpoints = endpoints_check(&[], F, SetName::NoEndpoints, SetName::NoLocalEndpoints);
+    let guard = nodeport_check_guard(program.family(family).node_ports, family);
+    let (reject, drop) = (SetName::NodePortNoEndpoints, SetName::NodePortNoLocalEndpoints);
+    vec![
+        spec(Chain::Reject, vec![Rule(vec![Statement::Reject])]),
+        spec(Chain::FirewallCheck, firewall_check()),
+        spec(Chain::ServiceEndpointsCheck, endpoints),
+        spec(Chain::NodePortEndpointsCheck, endpoints_check(&guard, N, reject, drop)),
+        spec(Chain::ClusterIpsCheck, cluster_ips_check()),
+        spec(Chain::Services, services(program, family)),
+        spec(Chain::Masquerading, masquerading(program.masquerade_mark)),
+    ]
+}
+
+fn in_set(key: &[Field], set: SetName) -> Statement {
+    Statement::InSet { key: key.to_vec(), set, negated: false }
+}
+
+fn firewall_check() -> Vec<Rule> {
+    let key = vec![Field::Daddr, Field::L4Proto, Field::Dport, Field::Saddr];
+    let allowed = Statement::InSet { key, set: SetName::SourceRanges, negated: true };
+    vec![Rule(vec![in_set(F, SetName::Firewalled), allowed, Statement::Drop])]
+}
+
+fn endpoints_check(
+    guard: &[Statement],
+    key: &[Field],
+    reject: SetName,
+    drop: SetName,
+) -> Vec<Rule> {
+    let rule = |set, verdict| {
+        let mut statements = guard.to_vec();
+        statements.extend([in_set(key, set), verdict]);
+        Rule(statements)
+    };
+    vec![rule(reject, Statement::Goto(Chain::Reject)), rule(drop, Statement::Drop)]
+}
+
+fn cluster_ips_check() -> Vec<Rule> {
+    let daddr = &[Field::Daddr];
+    vec![
+        Rule(vec![in_set(daddr, SetName::ClusterIps), Statement::Goto(Chain::Reject)]),
+        Rule(vec![in_set(daddr, SetName::ServiceCidrs), Statement::Drop]),
+    ]
+}
+
+fn services(program: &Program, family: Family) -> Vec<Rule> {
+    let of_family = program.family(family);
+    let mut rules = Vec::new();
+    let to_cluster_ip = || in_set(&[Field::Daddr], SetName::ClusterIps);
+    let mark = || Statement::MarkOr(program.masquerade_mark);
+    if program.masquerade_all {
+        rules.push(Rule(vec![to_cluster_ip(), mark()]));
+    } else if let Some(detector) = &of_family.detector {
+        rules.push(Rule(vec![detected(detector, true), to_cluster_ip(), mark()]));
+    }
+    rules.push(Rule(vec![Statement::Vmap { key: F.to_vec(), map: SetName::Frontends }]));
+    let mut node_ports = nodeport_guard(of_family.node_ports, family);
+    node_ports.push(Statement::Vmap { key: N.to_vec(), map: SetName::NodePorts });
+    rules.push(Rule(node_ports));
+    rules
+}
+
+/// Which destinations are the node's own, for NodePorts. Loopback never is, as with kube-proxy's nftables mode.
+fn nodeport_guard(accepted: NodePortAddresses, family: Family) -> Vec<Statement> {
+    let mut guard = nodeport_check_guard(accepted, family);
+    if accepted == NodePortAddresses::All {
+        guard.push(Statement::FibLocal { field: Field::Daddr });
+    }
+    guard
+}
+
+/// As `nodeport_guard`, in the input hook, where every destination is local.
+fn nodeport_check_guard(accepted: NodePortAddresses, family: Family) -> Vec<Statement> {
+    match accepted {
+        NodePortAddresses::Listed => vec![in_set(&[Field::Daddr], SetName::NodePortIps)],
+        NodePortAddresses::All => {
+            let net = loopback(family);
+            vec![Statement::AddressIn { field: Field::Daddr, net, negated: true }]
+        }
+    }
+}
+
+fn loopback(family: Family) -> IpNet {
+    match family {
+        Family::V4 => IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8)),
+        Family::V6 => IpNet::V6(Ipv6Net::from(Ipv6Addr::LOCALHOST)),
+    }
+}
+
+fn masquerading(mark: u32) -> Vec<Rule> {
+    let to_itself = in_set(&[Field::Saddr, Field::Daddr], SetName::Hairpin);
+    vec![
+        // The priority has served as a register for session affinity; the queueing discipline must not see that.
+        Rule(vec![Statement::PriorityAtLeast(Handle::BASE), Statement::PriorityReset]),
+        Rule(vec![Statement::MarkIsSet(mark), Statement::MarkXor(mark), Statement::Masquerade]),
+        Rule(vec![Statement::CtStatusDnat, to_itself, Statement::Masquerade]),
+    ]
+}
+
+fn bases() -> Vec<ChainSpec> {
+    let new = |targets: &[Chain]| -> Vec<Rule> {
+        let jump = |target: &Chain| Rule(vec![Statement::CtStateNew, Statement::Jump(*target)]);
+        targets.iter().map(jump).collect()
+    };
+    let jump = |target| vec![Rule(vec![Statement::Jump(target)])];
+    let unserved = [Chain::ServiceEndpointsCheck, Chain::ClusterIpsCheck];
+    let input = new(&[Chain::NodePortEndpointsCheck, Chain::ServiceEndpointsCheck]);
+    vec![
+        spec(Chain::FilterPreroutingPreDnat, new(&[Chain::FirewallCheck])),
+        spec(Chain::FilterOutputPreDnat, new(&[Chain::FirewallCheck])),
+        spec(Chain::FilterInput, input),
+        spec(Chain::FilterForward, new(&unserved)),
+        spec(Chain::FilterOutput, new(&unserved)),
+        spec(Chain::NatPrerouting, jump(Chain::Services)),
+        spec(Chain::NatOutput, jump(Chain::Services)),
+        spec(Chain::NatPostrouting, jump(Chain::Masquerading)),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::nft::skeleton::tests::program;
+
+    #[test]
+    fn jump_targets_come_before_their_users() {
+        for family in Family::ALL {
+            let mut seen = BTreeSet::new();
+            for spec in chains(&program(), family) {
+                for statement in spec.rules.iter().flat_map(|rule| &rule.0) {
+                    if let Statement::Jump(target) | Statement::Goto(target) = statement {
+                        assert!(seen.contains(target), "{} uses {target}", spec.chain);
+                    }
+                }
+                assert!(seen.insert(spec.chain), "{} is there twice", spec.chain);
+            }
+        }
+    }
+
+    #[test]
+    fn the_number_of_objects_is_a_small_constant() {
+        let all = chains(&program(), Family::V4);
+        let rules: usize = all.iter().map(|spec| spec.rules.len()).sum();
+        assert_eq!((all.len(), rules), (157, 1110));
+    }
+
+    #[test]
+    fn the_last_draw_is_among_slots_that_are_always_filled() {
+        for slots in Slots::all() {
+            let fewest = (1..=slots.count()).find(|n| 8 * n > 3 * slots.count()).unwrap();
+            let rules = drawn(slots, |modulus| dnat_random(F, modulus, SetName::Endpoints));
+            let Some(Rule(last)) = rules.last() else { panic!("no draw") };
+            let [Statement::Dnat { key, .. }] = last.as_slice() else { panic!("{last:?}") };
+            let Some(Field::Random(modulus)) = key.last() else { panic!("{key:?}") };
+            assert!(*modulus <= fewest, "{} slots: mod {modulus}, {fewest} filled", slots.count());
+        }
+    }
+}

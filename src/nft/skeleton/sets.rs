@@ -1,0 +1,107 @@
+//! Every set and map of a table, with what `nft list` says about it.
+
+use crate::nft::schema::{Data, Field, SetName, SetSpec};
+
+const FRONTEND: &[Field] = &[Field::Daddr, Field::L4Proto, Field::Dport];
+const FRONTEND_SOURCE: &[Field] = &[Field::Daddr, Field::L4Proto, Field::Dport, Field::Saddr];
+const FRONTEND_SLOT: &[Field] = &[Field::Daddr, Field::L4Proto, Field::Dport, SLOT];
+const NODE_PORT: &[Field] = &[Field::L4Proto, Field::Dport];
+const NODE_PORT_SLOT: &[Field] = &[Field::L4Proto, Field::Dport, SLOT];
+const GROUP: &[Field] = &[Field::Priority];
+const GROUP_SLOT: &[Field] = &[Field::Priority, SLOT];
+const CLIENT: &[Field] = &[Field::Saddr, Field::Priority];
+const ENDPOINT: Data = Data::Fields(&[Field::Daddr, Field::Dport]);
+const HANDLE: Data = Data::Fields(&[Field::Priority]);
+
+/// The type of a slot number. The modulus only gives nft a `typeof`; rules draw from smaller ones.
+const SLOT: Field = Field::Random(65_536);
+
+/// All sets and maps of a table, in the order of [`SetName`].
+pub fn sets() -> Vec<SetSpec> {
+    SetName::ALL.iter().map(|name| spec(*name)).collect()
+}
+
+/// The definition of one set or map.
+pub fn spec(name: SetName) -> SetSpec {
+    let (key, data, comment) = definition(name);
+    let interval = matches!(name, SetName::ServiceCidrs | SetName::SourceRanges);
+    SetSpec { name, key, data, interval, dynamic: name == SetName::Affinity, comment }
+}
+
+fn definition(name: SetName) -> (&'static [Field], Data, &'static str) {
+    match name {
+        SetName::ClusterIps => (&[Field::Daddr], Data::None, "Active cluster IPs"),
+        SetName::ServiceCidrs => {
+            (&[Field::Daddr], Data::None, "Ranges that cluster IPs are allocated from")
+        }
+        SetName::NodePortIps => {
+            (&[Field::Daddr], Data::None, "Addresses of this node that accept NodePorts")
+        }
+        SetName::Hairpin => (
+            &[Field::Saddr, Field::Daddr],
+            Data::None,
+            "Endpoints on this node, which may reach themselves through a Service",
+        ),
+        SetName::Firewalled => {
+            (FRONTEND, Data::None, "Load-balancer addresses with loadBalancerSourceRanges")
+        }
+        SetName::SourceRanges => {
+            (FRONTEND_SOURCE, Data::None, "Who may reach the addresses in firewalled")
+        }
+        SetName::NoEndpoints => (FRONTEND, Data::None, "Rejected: no endpoint anywhere"),
+        SetName::NoLocalEndpoints => {
+            (FRONTEND, Data::None, "Dropped: policy Local and no endpoint on this node")
+        }
+        SetName::NodePortNoEndpoints => {
+            (NODE_PORT, Data::None, "NodePorts, rejected: no endpoint anywhere")
+        }
+        SetName::NodePortNoLocalEndpoints => {
+            (NODE_PORT, Data::None, "NodePorts, dropped: policy Local and no endpoint on this node")
+        }
+        SetName::Frontends => {
+            (FRONTEND, Data::Verdict, "Which chain serves which Service address and port")
+        }
+        SetName::LocalFrontends => (
+            FRONTEND,
+            Data::Verdict,
+            "externalTrafficPolicy Local: which chain serves traffic from outside",
+        ),
+        SetName::NodePorts => (NODE_PORT, Data::Verdict, "Which chain serves which NodePort"),
+        SetName::LocalNodePorts => (
+            NODE_PORT,
+            Data::Verdict,
+            "externalTrafficPolicy Local: which chain serves NodePort traffic from outside",
+        ),
+        SetName::Endpoints => (FRONTEND_SLOT, ENDPOINT, "The endpoints of frontends, by slot"),
+        SetName::LocalEndpoints => {
+            (FRONTEND_SLOT, ENDPOINT, "The endpoints on this node of local-frontends, by slot")
+        }
+        SetName::NodePortEndpoints => {
+            (NODE_PORT_SLOT, ENDPOINT, "The endpoints of nodeports, by slot")
+        }
+        SetName::LocalNodePortEndpoints => {
+            (NODE_PORT_SLOT, ENDPOINT, "The endpoints on this node of local-nodeports, by slot")
+        }
+        SetName::StickyFrontends => {
+            (FRONTEND, HANDLE, "Frontends with session affinity and their endpoint group")
+        }
+        SetName::StickyLocalFrontends => {
+            (FRONTEND, HANDLE, "As sticky-frontends, endpoints on this node only")
+        }
+        SetName::StickyNodePorts => {
+            (NODE_PORT, HANDLE, "NodePorts with session affinity and their endpoint group")
+        }
+        SetName::StickyLocalNodePorts => {
+            (NODE_PORT, HANDLE, "As sticky-nodeports, endpoints on this node only")
+        }
+        SetName::StickyGroups => (GROUP, Data::Verdict, "Which chain draws from an endpoint group"),
+        SetName::AffinityTimeouts => {
+            (GROUP, Data::Verdict, "How long clients of an endpoint group are remembered")
+        }
+        SetName::StickySlots => (GROUP_SLOT, HANDLE, "The endpoints of a group, by slot"),
+        SetName::StickyEndpoints => (GROUP, ENDPOINT, "The endpoint that a handle stands for"),
+        SetName::Affinity => {
+            (CLIENT, HANDLE, "Which endpoint a client has; written by packets, times out")
+        }
+    }
+}

@@ -1,0 +1,361 @@
+//! Tables as values: what a kernel holds after some batches, with the kernel's strictness.
+//!
+//! Dry runs render them, the packet walk looks rows up in them, the in-memory kernel is made of them.
+
+use std::collections::BTreeMap;
+
+use ipnet::{IpNet, Ipv4Net};
+
+use super::schema::{
+    Batch, Chain, Data, Field, Key, ObservedTable, Op, Rule, SetName, SetSpec, Statement, Value,
+    Verdict,
+};
+use super::skeleton::{self, Program};
+use crate::model::Family;
+
+/// The tables of a network namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tables(pub BTreeMap<Family, Table>);
+
+/// One family's table.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Table {
+    /// Sets and maps with the number of elements that fit, and their rows. `None`: no limit.
+    pub sets: BTreeMap<SetName, (Option<u32>, BTreeMap<Key, Value>)>,
+    pub chains: BTreeMap<Chain, Vec<Rule>>,
+}
+
+/// An operation that the kernel would refuse.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Position in the batch.
+    pub op: usize,
+    /// Positive errno.
+    pub errno: i32,
+}
+
+/// Something that the operation names is not there.
+pub const ENOENT: i32 = 2;
+/// A chain that rules or rows still lead to.
+pub const EBUSY: i32 = 16;
+/// The row is there with another value, or overlaps another one.
+pub const EEXIST: i32 = 17;
+/// The row's type is not the set's.
+pub const EINVAL: i32 = 22;
+/// The set is full.
+pub const ENFILE: i32 = 23;
+
+impl Tables {
+    /// Carries out the whole batch, or nothing of it. As in the kernel, operations after a refused one are still
+    /// tried, so that all refusals are told at once.
+    pub fn apply(&mut self, batch: &Batch) -> Result<(), Vec<Refusal>> {
+        let (undo, refusals) = self.attempt(batch);
+        if refusals.is_empty() {
+            return Ok(());
+        }
+        self.revert(undo);
+        Err(refusals)
+    }
+
+    /// Whether `apply` would succeed.
+    pub fn check(&mut self, batch: &Batch) -> Result<(), Vec<Refusal>> {
+        let (undo, refusals) = self.attempt(batch);
+        self.revert(undo);
+        if refusals.is_empty() { Ok(()) } else { Err(refusals) }
+    }
+
+    /// The rows of one set; empty when there is no such set.
+    pub fn rows(&self, family: Family, set: SetName) -> impl Iterator<Item = (&Key, &Value)> {
+        self.0.get(&family).and_then(|it| it.sets.get(&set)).into_iter().flat_map(|(_, rows)| rows)
+    }
+
+    /// The tables as [`crate::kernel::Kernel::observe`] tells them.
+    pub fn observed(&self, program: &Program) -> BTreeMap<Family, ObservedTable> {
+        self.0.iter().map(|(family, table)| (*family, table.observed(program, *family))).collect()
+    }
+
+    fn attempt(&mut self, batch: &Batch) -> (Vec<Undo>, Vec<Refusal>) {
+        let (mut undo, mut refusals) = (Vec::new(), Vec::new());
+        for (position, op) in batch.0.iter().enumerate() {
+            match self.carry_out(op) {
+                Ok(step) => undo.extend(step),
+                Err(errno) => refusals.push(Refusal { op: position, errno }),
+            }
+        }
+        (undo, refusals)
+    }
+
+    fn carry_out(&mut self, op: &Op) -> Result<Option<Undo>, i32> {
+        if let Op::AddTable(family) = *op {
+            let new = !self.0.contains_key(&family);
+            self.0.entry(family).or_default();
+            return Ok(new.then_some(Undo::Table(family, None)));
+        }
+        if let Op::DeleteTable(family) = *op {
+            let old = self.0.remove(&family).ok_or(ENOENT)?;
+            return Ok(Some(Undo::Table(family, Some(old))));
+        }
+        let family = family_of(op);
+        self.0.get_mut(&family).ok_or(ENOENT)?.carry_out(family, op)
+    }
+
+    fn revert(&mut self, undo: Vec<Undo>) {
+        for step in undo.into_iter().rev() {
+            match step {
+                Undo::Table(family, Some(table)) => drop(self.0.insert(family, table)),
+                Undo::Table(family, None) => drop(self.0.remove(&family)),
+                Undo::NewSet(family, set) => drop(self.table(family).sets.remove(&set)),
+                Undo::Size(family, set, size) => self.table(family).set(set).0 = size,
+                Undo::Chain(family, chain, rules) => {
+                    put_back(&mut self.table(family).chains, chain, rules);
+                }
+                Undo::Row(family, set, key, value) => {
+                    put_back(&mut self.table(family).set(set).1, key, value);
+                }
+            }
+        }
+    }
+
+    fn table(&mut self, family: Family) -> &mut Table {
+        self.0.entry(family).or_default()
+    }
+}
+
+/// What takes one operation back.
+enum Undo {
+    Table(Family, Option<Table>),
+    NewSet(Family, SetName),
+    Size(Family, SetName, Option<u32>),
+    Chain(Family, Chain, Option<Vec<Rule>>),
+    Row(Family, SetName, Key, Option<Value>),
+}
+
+fn put_back<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
+    match value {
+        Some(value) => drop(map.insert(key, value)),
+        None => drop(map.remove(&key)),
+    }
+}
+
+/// The family that an operation is about.
+pub fn family_of(op: &Op) -> Family {
+    match *op {
+        Op::AddTable(family)
+        | Op::DeleteTable(family)
+        | Op::AddSet { family, .. }
+        | Op::ResizeSet { family, .. }
+        | Op::AddChain { family, .. }
+        | Op::FlushChain { family, .. }
+        | Op::DeleteChain { family, .. }
+        | Op::AddRule { family, .. }
+        | Op::AddElement { family, .. }
+        | Op::DeleteElement { family, .. } => family,
+    }
+}
+
+impl Table {
+    fn set(&mut self, set: SetName) -> &mut (Option<u32>, BTreeMap<Key, Value>) {
+        self.sets.entry(set).or_default()
+    }
+
+    fn carry_out(&mut self, family: Family, op: &Op) -> Result<Option<Undo>, i32> {
+        match op {
+            // The caller has dealt with tables.
+            Op::AddTable(_) | Op::DeleteTable(_) => Ok(None),
+            Op::AddSet { set, size, .. } => Ok(self.add_set(family, *set, *size)),
+            Op::ResizeSet { set, size, .. } => {
+                let (old, rows) = self.sets.get_mut(set).ok_or(ENOENT)?;
+                if u32::try_from(rows.len()).is_ok_and(|rows| rows > *size) {
+                    return Err(EINVAL);
+                }
+                Ok(Some(Undo::Size(family, *set, old.replace(*size))))
+            }
+            Op::AddChain { chain, .. } => {
+                let new = !self.chains.contains_key(chain);
+                self.chains.entry(*chain).or_default();
+                Ok(new.then_some(Undo::Chain(family, *chain, None)))
+            }
+            Op::FlushChain { chain, .. } => {
+                let rules = self.chains.get_mut(chain).ok_or(ENOENT)?;
+                Ok(Some(Undo::Chain(family, *chain, Some(std::mem::take(rules)))))
+            }
+            Op::DeleteChain { chain, .. } => {
+                if self.leads_to(*chain) {
+                    return Err(EBUSY);
+                }
+                let rules = self.chains.remove(chain).ok_or(ENOENT)?;
+                Ok(Some(Undo::Chain(family, *chain, Some(rules))))
+            }
+            Op::AddRule { chain, rule, .. } => {
+                self.check_rule(rule)?;
+                let rules = self.chains.get_mut(chain).ok_or(ENOENT)?;
+                let old = rules.clone();
+                rules.push(rule.clone());
+                Ok(Some(Undo::Chain(family, *chain, Some(old))))
+            }
+            Op::AddElement { set, key, value, .. } => self.add_row(family, *set, *key, *value),
+            Op::DeleteElement { set, key, .. } => {
+                let (_, rows) = self.sets.get_mut(set).ok_or(ENOENT)?;
+                let old = rows.remove(key).ok_or(ENOENT)?;
+                Ok(Some(Undo::Row(family, *set, *key, Some(old))))
+            }
+        }
+    }
+
+    /// A set that is there takes the new size and keeps its rows.
+    fn add_set(&mut self, family: Family, set: SetName, size: Option<u32>) -> Option<Undo> {
+        match self.sets.get_mut(&set) {
+            Some((old, _)) => Some(Undo::Size(family, set, std::mem::replace(old, size))),
+            None => {
+                self.sets.insert(set, (size, BTreeMap::new()));
+                Some(Undo::NewSet(family, set))
+            }
+        }
+    }
+
+    fn add_row(
+        &mut self,
+        family: Family,
+        set: SetName,
+        key: Key,
+        value: Value,
+    ) -> Result<Option<Undo>, i32> {
+        if !fits(&skeleton::spec(set), family, &key, &value) {
+            return Err(EINVAL);
+        }
+        if let Value::Verdict(Verdict::Goto(chain) | Verdict::Jump(chain)) = value
+            && !self.chains.contains_key(&chain)
+        {
+            return Err(ENOENT);
+        }
+        let (size, rows) = self.sets.get_mut(&set).ok_or(ENOENT)?;
+        match rows.get(&key) {
+            Some(present) if *present == value => return Ok(None),
+            Some(_) => return Err(EEXIST),
+            None if overlaps(rows, &key) => return Err(EEXIST),
+            None => {}
+        }
+        if size.is_some_and(|size| rows.len() >= size as usize) {
+            return Err(ENFILE);
+        }
+        rows.insert(key, value);
+        Ok(Some(Undo::Row(family, set, key, None)))
+    }
+
+    fn check_rule(&self, rule: &Rule) -> Result<(), i32> {
+        let known = rule.0.iter().all(|statement| match statement {
+            Statement::Jump(chain) | Statement::Goto(chain) => self.chains.contains_key(chain),
+            _ => referenced_set(statement).is_none_or(|set| self.sets.contains_key(&set)),
+        });
+        if known { Ok(()) } else { Err(ENOENT) }
+    }
+
+    fn leads_to(&self, chain: Chain) -> bool {
+        let rules = self.chains.values().flatten().flat_map(|rule| &rule.0);
+        let mut targets = rules.filter_map(|statement| match statement {
+            Statement::Jump(target) | Statement::Goto(target) => Some(*target),
+            _ => None,
+        });
+        let mut values = self.sets.values().flat_map(|(_, rows)| rows.values());
+        targets.any(|target| target == chain)
+            || values.any(|value| {
+                matches!(value, Value::Verdict(Verdict::Goto(it) | Verdict::Jump(it)) if *it == chain)
+            })
+    }
+
+    fn observed(&self, program: &Program, family: Family) -> ObservedTable {
+        let mut wanted: BTreeMap<Chain, Vec<Rule>> =
+            skeleton::chains(program, family).into_iter().map(|it| (it.chain, it.rules)).collect();
+        for chain in self.chains.keys() {
+            if let Chain::Remember(seconds) = *chain {
+                wanted.insert(*chain, skeleton::remember(seconds).rules);
+            }
+        }
+        let mut table = ObservedTable::default();
+        for (chain, rules) in &self.chains {
+            match wanted.get(chain) {
+                Some(wanted) if wanted == rules => table.chains.push(*chain),
+                _ => table.unknown.push(format!("chain {chain}")),
+            }
+        }
+        for (set, (size, rows)) in &self.sets {
+            table.sets.push((*set, *size));
+            if *set != SetName::Affinity {
+                table.elements.extend(rows.iter().map(|(key, value)| (*set, *key, *value)));
+            }
+        }
+        table
+    }
+}
+
+/// The set that a statement names.
+fn referenced_set(statement: &Statement) -> Option<SetName> {
+    match statement {
+        Statement::InSet { set, .. } => Some(*set),
+        Statement::Vmap { map, .. }
+        | Statement::Dnat { map, .. }
+        | Statement::PrioritySetFromMap { map, .. }
+        | Statement::Update { map, .. }
+        | Statement::Forget { map, .. } => Some(*map),
+        _ => None,
+    }
+}
+
+/// Interval sets refuse a range that overlaps another one.
+fn overlaps(rows: &BTreeMap<Key, Value>, key: &Key) -> bool {
+    let meet = |a: &IpNet, b: &IpNet| a.contains(b) || b.contains(a);
+    match key {
+        Key::Range(new) => rows.keys().any(|it| matches!(it, Key::Range(old) if meet(old, new))),
+        Key::FrontendSource(at, new) => rows
+            .range(Key::FrontendSource(*at, IpNet::V4(Ipv4Net::default()))..)
+            .map_while(|(it, _)| match it {
+                Key::FrontendSource(of, old) if of == at => Some(old),
+                _ => None,
+            })
+            .any(|old| meet(old, new)),
+        _ => false,
+    }
+}
+
+/// Whether a row is of the set's type.
+fn fits(spec: &SetSpec, family: Family, key: &Key, value: &Value) -> bool {
+    let data = match (spec.data, value) {
+        (Data::None, Value::None) | (Data::Verdict, Value::Verdict(_)) => true,
+        (Data::Fields([Field::Priority]), Value::Handle(_)) => true,
+        (Data::Fields([Field::Daddr, Field::Dport]), Value::Endpoint(address, _)) => {
+            Family::of(*address) == family
+        }
+        _ => false,
+    };
+    let of_family = |addresses: &[std::net::IpAddr]| {
+        addresses.iter().all(|address| Family::of(*address) == family)
+    };
+    let key_family = match key {
+        Key::Address(address) | Key::Client(address, _) => of_family(&[*address]),
+        Key::Range(net) => of_family(&[net.addr()]),
+        Key::Pair(source, destination) => of_family(&[*source, *destination]),
+        Key::Frontend(at) | Key::FrontendSlot(at, _) => of_family(&[at.address]),
+        Key::FrontendSource(at, net) => of_family(&[at.address, net.addr()]),
+        Key::NodePort(_) | Key::NodePortSlot(..) | Key::Group(_) | Key::GroupSlot(..) => true,
+    };
+    data && key_family && spec.key == key_fields(key, spec.interval)
+}
+
+/// The fields of a key, in the order of the set's definition.
+fn key_fields(key: &Key, interval: bool) -> &'static [Field] {
+    use Field::{Daddr, Dport, L4Proto, Priority, Random, Saddr};
+    const SLOT: Field = Random(65_536);
+    match (key, interval) {
+        (Key::Address(_), false) | (Key::Range(_), true) => &[Daddr],
+        (Key::Pair(..), false) => &[Saddr, Daddr],
+        (Key::Frontend(_), false) => &[Daddr, L4Proto, Dport],
+        (Key::FrontendSource(..), true) => &[Daddr, L4Proto, Dport, Saddr],
+        (Key::FrontendSlot(..), false) => &[Daddr, L4Proto, Dport, SLOT],
+        (Key::NodePort(_), false) => &[L4Proto, Dport],
+        (Key::NodePortSlot(..), false) => &[L4Proto, Dport, SLOT],
+        (Key::Group(_), false) => &[Priority],
+        (Key::GroupSlot(..), false) => &[Priority, SLOT],
+        (Key::Client(..), false) => &[Saddr, Priority],
+        _ => &[],
+    }
+}

@@ -7,12 +7,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use crate::forward::{Forwarder, ServiceForwarding};
+use super::facts::Settings;
+use super::report::HealthChecks;
+use super::results::{Lacking, Outcome, Results};
+use crate::forward::{Conflict, Forwarder};
 use crate::kernel::Rejection;
-use crate::model::{Change, Cluster, Family, ServiceId};
-use crate::nft::compile::Compiler;
+use crate::model::{Change, Cluster, Family, ServiceId, Touched};
+use crate::nft::compile::{Compiler, Limit, RowCounts};
 use crate::nft::schema::{Batch, ObservedTable, Owner};
 use crate::nft::skeleton::Program;
+use crate::serve::HealthCheck;
 
 /// Rows in one batch while a lot is to be written. Other users of nf_tables on the host wait while a batch commits
 /// (it holds the namespace's commit mutex), so one batch should take some ten milliseconds at most.
@@ -20,14 +24,17 @@ const BATCH_ROWS: usize = 8_000;
 
 /// The state between events and batches.
 pub struct Engine {
+    settings: Settings,
     program: Program,
     cluster: Cluster,
     forwarder: Forwarder,
     /// `None`: what the kernel holds is not known, look first.
     compiler: Option<Compiler>,
     /// Touched by changes, not recomputed yet.
-    touched: BTreeSet<ServiceId>,
-    /// Recomputed (or to be written again), not in a committed batch yet.
+    touched: Touched,
+    /// Recomputed, not in a committed batch yet; written before anything that is merely to be compared.
+    urgent: BTreeSet<ServiceId>,
+    /// To be compared with what the kernel was seen to hold.
     unwritten: BTreeSet<ServiceId>,
     /// In the batch that is under way.
     in_flight: Vec<ServiceId>,
@@ -36,13 +43,15 @@ pub struct Engine {
     /// At most that many Services in the next batch; shrinks to find a Service that the kernel refuses without
     /// telling which one.
     bisect: Option<usize>,
-    /// Everything has to be compared with the kernel once; rows nobody claims are deleted at the end.
+    /// Everything is being compared with the kernel; rows nobody claims are deleted at the end.
     adopting: bool,
-    node_addresses: BTreeSet<IpAddr>,
+    host_addresses: BTreeSet<IpAddr>,
+    /// The node's addresses or the ServiceCIDRs may differ from what the kernel has.
     facts_changed: bool,
     /// Trigger times (nanoseconds since the epoch) of endpoint changes that no committed batch contains yet.
-    triggers: BTreeMap<ServiceId, Vec<i128>>,
-    taken_triggers: Vec<i128>,
+    triggers: BTreeMap<ServiceId, Vec<(Family, i128)>>,
+    results: Results,
+    conflicts: Conflicts,
 }
 
 /// What became of a refused batch.
@@ -53,26 +62,43 @@ pub enum Refusal {
     /// The next batches are smaller, to find the culprit.
     Bisecting,
     /// It was not about any Service: the program or the node's facts. Everything is looked at again.
-    Program,
+    Program(Vec<Rejection>),
+}
+
+/// Conflicts that began and ended since they were last asked for.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Conflicts {
+    pub began: Vec<Conflict>,
+    pub ended: Vec<Conflict>,
+}
+
+impl Conflicts {
+    pub fn is_empty(&self) -> bool {
+        self.began.is_empty() && self.ended.is_empty()
+    }
 }
 
 impl Engine {
-    pub fn new(program: Program, cluster: Cluster, forwarder: Forwarder) -> Engine {
+    pub fn new(settings: Settings, cluster: Cluster) -> Engine {
+        let forwarder = Forwarder::new(crate::forward::Settings { node_ip: settings.node_ip });
         Engine {
-            program,
+            program: settings.program(cluster.node()),
+            settings,
             cluster,
             forwarder,
             compiler: None,
-            touched: BTreeSet::new(),
+            touched: Touched::default(),
+            urgent: BTreeSet::new(),
             unwritten: BTreeSet::new(),
             in_flight: Vec::new(),
             refused: BTreeMap::new(),
             bisect: None,
             adopting: false,
-            node_addresses: BTreeSet::new(),
+            host_addresses: BTreeSet::new(),
             facts_changed: true,
             triggers: BTreeMap::new(),
-            taken_triggers: Vec::new(),
+            results: Results::default(),
+            conflicts: Conflicts::default(),
         }
     }
 
@@ -87,23 +113,39 @@ impl Engine {
     /// Takes a change. Nothing is computed yet.
     pub fn apply(&mut self, change: Change) {
         let touched = self.cluster.apply(change);
-        for service in touched.services {
-            // What the kernel refused may be good now.
-            self.refused.remove(&service);
-            self.touched.insert(service);
-        }
+        // What the kernel refused may be good now.
+        self.refused.retain(|service, _| !touched.services.contains(service));
         self.facts_changed |= touched.node || touched.service_cidrs;
-        for (service, time) in touched.triggers {
-            self.triggers.entry(service).or_default().push(time);
+        for service in &touched.triggers_void {
+            self.triggers.remove(service);
+        }
+        for (service, family, time) in &touched.triggers {
+            self.triggers.entry(*service).or_default().push((*family, *time));
+        }
+        if touched.node {
+            self.set_program();
+        }
+        self.touched.merge(touched);
+    }
+
+    /// The own Node's pod CIDRs or addresses may call for other rules; those are written by comparing everything.
+    fn set_program(&mut self) {
+        let program = self.settings.program(self.cluster.node());
+        if self.program != program {
+            self.program = program;
+            self.lost();
         }
     }
 
-    /// The host's own addresses, without loopback.
-    pub fn set_node_addresses(&mut self, addresses: BTreeSet<IpAddr>) {
-        if self.node_addresses != addresses {
-            self.node_addresses = addresses;
-            self.facts_changed = true;
-        }
+    /// The host's own addresses.
+    pub fn set_host_addresses(&mut self, addresses: BTreeSet<IpAddr>) {
+        self.facts_changed |= self.host_addresses != addresses;
+        self.host_addresses = addresses;
+    }
+
+    /// The host's own addresses, as last told.
+    pub fn host_addresses(&self) -> &BTreeSet<IpAddr> {
+        &self.host_addresses
     }
 
     /// Nothing may be written before every watch has delivered its first list.
@@ -115,43 +157,68 @@ impl Engine {
     pub fn has_work(&self) -> bool {
         self.is_ready()
             && (self.compiler.is_none()
-                || self.adopting
+                || self.adopting && self.refused.is_empty()
                 || self.facts_changed
-                || !self.touched.is_empty()
+                || !self.touched.services.is_empty()
+                || !self.urgent.is_empty()
                 || !self.unwritten.is_empty())
+    }
+
+    /// Services that wait to be written.
+    pub fn waiting(&self) -> usize {
+        self.touched.services.len() + self.urgent.len() + self.unwritten.len()
     }
 
     pub fn needs_observation(&self) -> bool {
         self.compiler.is_none()
     }
 
+    /// Everything is being compared with what the kernel holds, at start or after an error.
+    pub fn is_adopting(&self) -> bool {
+        self.adopting
+    }
+
     /// What the kernel holds now. Every Service is compared with it from here on; equal rows are not written.
     pub fn observed(&mut self, tables: BTreeMap<Family, ObservedTable>) {
         self.recompute();
         let mut compiler = Compiler::adopt(self.program.clone(), tables);
-        compiler.stage_skeleton(&Compiler::expected(self.forwarder.all()));
+        let mut expected = RowCounts::default();
+        for (_, forwarding) in self.forwarder.forwardings() {
+            expected.expect(forwarding);
+        }
+        compiler.stage_skeleton(&expected);
         self.compiler = Some(compiler);
-        self.unwritten = self.cluster.ids().collect();
+        self.urgent.clear();
+        self.unwritten = self.forwarder.forwardings().map(|(service, _)| service).collect();
         self.in_flight.clear();
         self.adopting = true;
         self.facts_changed = true;
     }
 
-    /// The next batch; empty if nothing has to be written.
+    /// The next batch; empty if nothing has to be written. Must be followed by [`Engine::committed`],
+    /// [`Engine::refused`] or [`Engine::lost`], also when it is empty.
     pub fn plan(&mut self) -> Batch {
         self.recompute();
         let Some(compiler) = self.compiler.as_mut() else { return Batch::default() };
-        stage_facts(compiler, &self.cluster, &self.program, &self.node_addresses);
+        for &family in &self.program.families {
+            let addresses = self.settings.node_port_ips(family, self.cluster.node(), &self.host_addresses);
+            compiler.stage_node_port_ips(family, &addresses);
+            compiler.stage_service_cidrs(family, &self.cluster.service_cidrs(family));
+        }
         let most_services = self.bisect.unwrap_or(usize::MAX);
-        while self.in_flight.len() < most_services && (compiler.needs_rebuild() || compiler.staged_len() < BATCH_ROWS) {
-            let Some(service) = self.unwritten.pop_first() else { break };
+        let whole = compiler.needs_rebuild();
+        while self.in_flight.len() < most_services && (whole || compiler.staged_len() < BATCH_ROWS) {
+            let Some(service) = self.urgent.pop_first().or_else(|| self.unwritten.pop_first()) else { break };
             if self.refused.contains_key(&service) {
                 continue;
             }
-            compiler.stage(Owner(service.0), self.forwarder.get(service).unwrap_or(&ServiceForwarding::default()));
+            let forwarding = self.forwarder.forwarding(service).cloned().unwrap_or_default();
+            compiler.stage(Owner(service.0), &forwarding);
+            self.results.stage(service, self.cluster.name(service), forwarding);
             self.in_flight.push(service);
         }
-        if self.adopting && self.unwritten.is_empty() && self.refused.is_empty() {
+        // A refused Service has claimed none of its rows: they are left until it is good again.
+        if self.adopting && self.urgent.is_empty() && self.unwritten.is_empty() && self.refused.is_empty() {
             compiler.stage_prune();
         }
         compiler.batch()
@@ -159,26 +226,41 @@ impl Engine {
 
     /// Computes what touched Services forward to now; a Service touched a hundred times is computed once.
     fn recompute(&mut self) {
-        if self.touched.is_empty() {
+        let touched = std::mem::take(&mut self.touched);
+        if touched.services.is_empty() {
             return;
         }
-        let touched: Vec<ServiceId> = std::mem::take(&mut self.touched).into_iter().collect();
-        self.unwritten.extend(self.forwarder.update(&self.cluster, &touched));
+        let update = self.forwarder.update(&self.cluster, &touched.services);
+        self.urgent.extend(update.changed.into_iter().map(|(service, _)| service));
+        self.conflicts.began.extend(update.conflicts_began);
+        self.conflicts.ended.extend(update.conflicts_ended);
+        // A change that alters nothing is programmed already: its trigger time would wait for ever.
+        self.triggers.retain(|service, _| self.urgent.contains(service) || self.unwritten.contains(service));
     }
 
-    /// The kernel took the batch.
-    pub fn committed(&mut self) {
+    /// The kernel took the batch, or it was empty. Returns what follows from it.
+    pub fn committed(&mut self) -> Outcome {
         if let Some(compiler) = self.compiler.as_mut() {
             compiler.confirm();
         }
-        for service in self.in_flight.drain(..) {
-            self.taken_triggers.extend(self.triggers.remove(&service).unwrap_or_default());
+        let mut outcome = self.results.take(&mut self.in_flight);
+        for service in &outcome.services {
+            outcome.triggers.extend(self.triggers.remove(service).unwrap_or_default());
         }
+        outcome.sweep.set_node_addresses(self.node_port_ips());
+        outcome.health_checks_changed |= self.facts_changed;
         self.facts_changed = false;
         self.bisect = None;
-        if self.unwritten.is_empty() {
+        if self.urgent.is_empty() && self.unwritten.is_empty() && self.refused.is_empty() {
             self.adopting = false;
         }
+        outcome
+    }
+
+    fn node_port_ips(&self) -> BTreeSet<IpAddr> {
+        let node = self.cluster.node();
+        let of = |family| self.settings.node_port_ips(family, node, &self.host_addresses);
+        Family::ALL.into_iter().flat_map(of).collect()
     }
 
     /// The kernel took nothing of the batch and named these operations.
@@ -186,19 +268,10 @@ impl Engine {
         if let Some(compiler) = self.compiler.as_mut() {
             compiler.rollback();
         }
+        self.results.forget();
         let staged = std::mem::take(&mut self.in_flight);
-        self.unwritten.extend(&staged);
-        let mut culprits: Vec<(ServiceId, Rejection)> = Vec::new();
-        for rejection in rejections {
-            if let Some(owner) = rejection.owner {
-                let service = ServiceId(owner.0);
-                if culprits.iter().all(|(known, _)| *known != service) {
-                    culprits.push((service, rejection));
-                }
-            } else if let [only] = staged[..] {
-                culprits.push((only, rejection));
-            }
-        }
+        self.urgent.extend(&staged);
+        let culprits = culprits(&rejections, &staged);
         if !culprits.is_empty() {
             self.refused.extend(culprits.iter().cloned());
             return Refusal::LeftOut(culprits);
@@ -208,19 +281,20 @@ impl Engine {
             return Refusal::Bisecting;
         }
         self.lost();
-        Refusal::Program
+        Refusal::Program(rejections)
     }
 
     /// It is not known what the kernel holds: look again before the next batch.
     pub fn lost(&mut self) {
         self.compiler = None;
         self.bisect = None;
-        self.in_flight.clear();
+        self.results.forget();
+        self.urgent.extend(self.in_flight.drain(..));
     }
 
     /// Gives Services that the kernel refused another chance.
     pub fn retry_refused(&mut self) {
-        self.unwritten.extend(std::mem::take(&mut self.refused).into_keys());
+        self.urgent.extend(std::mem::take(&mut self.refused).into_keys());
     }
 
     /// How many Services the kernel refuses.
@@ -228,16 +302,55 @@ impl Engine {
         self.refused.len()
     }
 
-    /// Trigger times of the endpoint changes that committed batches brought into the kernel since the last call.
-    pub fn take_triggers(&mut self) -> Vec<i128> {
-        std::mem::take(&mut self.taken_triggers)
+    /// All health check node ports, as the committed batches left them.
+    pub fn health_checks(&self) -> HealthChecks {
+        let mut wanted = Vec::new();
+        for (service, check) in self.results.health_checks() {
+            for family in Family::ALL {
+                let Some(local) = check.local(family) else { continue };
+                let local_endpoints = usize::try_from(local).unwrap_or(usize::MAX);
+                wanted.push(HealthCheck { service: service.clone(), family, port: check.node_port, local_endpoints });
+            }
+        }
+        let listen = |family| self.settings.health_check_addresses(family, self.cluster.node(), &self.host_addresses);
+        HealthChecks { wanted, v4: listen(Family::V4), v6: listen(Family::V6) }
+    }
+
+    /// Service ports with a Local policy, endpoints elsewhere and none here.
+    pub fn lacking_local(&self) -> Lacking {
+        self.results.lacking_local()
+    }
+
+    /// How many claims on addresses are lost at present.
+    pub fn conflict_count(&self) -> usize {
+        self.forwarder.conflicts().len()
+    }
+
+    /// Conflicts that began and ended since the last call.
+    pub fn take_conflicts(&mut self) -> Conflicts {
+        std::mem::take(&mut self.conflicts)
+    }
+
+    /// What could not be programmed for its size, since the last call.
+    pub fn take_limits(&mut self) -> Vec<Limit> {
+        self.compiler.as_mut().map(Compiler::take_limits).unwrap_or_default()
+    }
+
+    /// Rows that the kernel is believed to have.
+    pub fn row_counts(&self) -> Option<&RowCounts> {
+        self.compiler.as_ref().map(Compiler::row_counts)
     }
 }
 
-fn stage_facts(compiler: &mut Compiler, cluster: &Cluster, program: &Program, node_addresses: &BTreeSet<IpAddr>) {
-    for &family in &program.families {
-        let selected = node_addresses.iter().copied().filter(|&it| Family::of(it) == family).collect();
-        compiler.stage_node_port_ips(family, &selected);
-        compiler.stage_service_cidrs(family, &cluster.service_cidrs(family));
+/// The Services that the rejections name; if they name none and only one was staged, it is that one.
+fn culprits(rejections: &[Rejection], staged: &[ServiceId]) -> Vec<(ServiceId, Rejection)> {
+    let mut culprits = BTreeMap::new();
+    for rejection in rejections {
+        if let Some(owner) = rejection.owner {
+            culprits.entry(ServiceId(owner.0)).or_insert_with(|| rejection.clone());
+        } else if let (None, [only]) = (rejection.op, staged) {
+            culprits.entry(*only).or_insert_with(|| rejection.clone());
+        }
     }
+    culprits.into_iter().collect()
 }

@@ -1,0 +1,231 @@
+//! The loop: decides when, never what.
+//!
+//! It takes changes from the watchers, lets the [`Engine`] say what to write, has the kernel write it, and tells the
+//! rest of the program how it went. It runs on a thread of its own, because a commit blocks; retries live here alone.
+
+use std::time::{Duration, Instant};
+
+use tracing::{debug, error, info, warn};
+
+use crate::kernel::{Kernel, KernelError};
+use crate::model::Change;
+use crate::serve::metrics::BatchResult;
+use crate::watch::{ChangeReceiver, Received};
+
+pub mod engine;
+pub mod facts;
+pub mod pace;
+mod report;
+pub mod results;
+
+use engine::{Engine, Refusal};
+use pace::Pace;
+use report::Reporter;
+pub use report::{HealthChecks, Ports};
+
+/// Changes taken at once before the next look at whether it is time to write.
+const MOST_CHANGES: usize = 4_096;
+
+/// The loop and everything it needs.
+pub struct Sync<K> {
+    engine: Engine,
+    kernel: K,
+    pace: Pace,
+    changes: ChangeReceiver,
+    reporter: Reporter,
+    /// Services that the kernel refused are tried again this long after the last time.
+    retry_refused: Duration,
+    refused_since: Option<Instant>,
+}
+
+/// How a pass ended.
+enum Pass {
+    /// Go on at once: more is to be written, or the rest of a refused batch.
+    Again,
+    /// Everything is written.
+    Done,
+    /// Wait, then look at the kernel again.
+    Failed,
+}
+
+impl<K: Kernel> Sync<K> {
+    /// `sync_period` bounds the back-off after failures and spaces retries of refused Services.
+    pub fn new(engine: Engine, kernel: K, pace: Pace, changes: ChangeReceiver, ports: Ports, sync_period: Duration) -> Self {
+        let reporter = Reporter::new(ports);
+        Sync { engine, kernel, pace, changes, reporter, retry_refused: sync_period, refused_since: None }
+    }
+
+    /// Runs until all watchers have ended. The rules stay in the kernel.
+    pub fn run(mut self) {
+        let families = self.engine.program().families.clone();
+        self.reporter.started(&families);
+        let mut changes = Vec::new();
+        loop {
+            let wait = self.wait();
+            match self.changes.receive(&mut changes, MOST_CHANGES, wait) {
+                Received::Closed => return,
+                Received::Timeout => (),
+                Received::Changes(_) => self.take(&mut changes),
+            }
+            self.retry_refused();
+            if self.engine.has_work() {
+                self.reporter.queued(&self.engine);
+                if self.pace.wait(now()).is_zero() {
+                    self.passes();
+                }
+            }
+        }
+    }
+
+    /// How long to wait for changes before doing something anyway; `None`: nothing else is to be done.
+    fn wait(&self) -> Option<Duration> {
+        let pass = self.engine.has_work().then(|| self.pace.wait(now()));
+        let retry = self.refused_since.map(|since| self.retry_refused.saturating_sub(since.elapsed()));
+        pass.into_iter().chain(retry).min()
+    }
+
+    fn take(&mut self, changes: &mut Vec<Change>) {
+        self.reporter.received(changes);
+        for change in changes.drain(..) {
+            match change {
+                Change::HostAddresses(addresses) => self.engine.set_host_addresses(addresses),
+                change => self.engine.apply(change),
+            }
+        }
+        if let Some(node) = self.engine.cluster().node() {
+            self.reporter.node(node);
+        }
+    }
+
+    fn retry_refused(&mut self) {
+        if self.refused_since.is_some_and(|since| since.elapsed() >= self.retry_refused) {
+            self.refused_since = None;
+            self.engine.retry_refused();
+        }
+    }
+
+    /// Passes until everything is written, something fails, or changes have come that should go first.
+    fn passes(&mut self) {
+        let began = now();
+        loop {
+            match self.pass() {
+                Pass::Done => {
+                    self.pace.succeeded(began, now());
+                    self.reporter.done(&self.engine);
+                    return;
+                }
+                Pass::Failed => {
+                    let wait = self.pace.failed(now(), spread());
+                    self.reporter.failed(wait, self.pace.failures());
+                    return;
+                }
+                // A long first sync must not hold up changes: they are taken in between and written first.
+                Pass::Again => {
+                    let mut changes = Vec::new();
+                    match self.changes.receive(&mut changes, MOST_CHANGES, Some(Duration::ZERO)) {
+                        Received::Closed => return,
+                        Received::Timeout => (),
+                        Received::Changes(_) => self.take(&mut changes),
+                    }
+                }
+            }
+        }
+    }
+
+    /// One batch.
+    fn pass(&mut self) -> Pass {
+        if self.engine.needs_observation() {
+            match self.kernel.observe(self.engine.program()) {
+                Ok(tables) => {
+                    self.reporter.observed(&tables);
+                    self.engine.observed(tables);
+                }
+                Err(failure) => return self.give_up(&failure),
+            }
+        }
+        let batch = self.engine.plan();
+        self.report_oddities();
+        if !batch.is_empty() {
+            let began = now();
+            let result = self.kernel.commit(&batch);
+            self.reporter.batch(&batch, outcome_of(&result), began.elapsed());
+            match result {
+                Ok(()) => (),
+                Err(KernelError::Rejected(rejections)) => {
+                    let refusal = self.engine.refused(rejections);
+                    return self.refused(refusal);
+                }
+                Err(failure) => {
+                    self.engine.lost();
+                    return self.give_up(&failure);
+                }
+            }
+        }
+        let outcome = self.engine.committed();
+        self.reporter.committed(outcome, &self.engine);
+        if self.engine.has_work() { Pass::Again } else { Pass::Done }
+    }
+
+    fn refused(&mut self, refusal: Refusal) -> Pass {
+        match refusal {
+            Refusal::LeftOut(services) => {
+                self.refused_since.get_or_insert_with(now);
+                for (service, rejection) in services {
+                    self.reporter.left_out(self.engine.cluster().name(service), &rejection);
+                }
+                Pass::Again
+            }
+            Refusal::Bisecting => {
+                debug!("the kernel refuses a batch without saying why; looking for the Service with smaller ones");
+                Pass::Again
+            }
+            Refusal::Program(rejections) => {
+                let first = rejections.first().map(ToString::to_string).unwrap_or_default();
+                error!(
+                    refused = rejections.len(),
+                    first, "the kernel refuses the program itself; does it lack an nf_tables feature?"
+                );
+                Pass::Failed
+            }
+        }
+    }
+
+    fn give_up(&mut self, failure: &KernelError) -> Pass {
+        match failure {
+            KernelError::Unknown(_) | KernelError::Interrupted(_) => info!(%failure, "the tables will be read again"),
+            KernelError::Rejected(_) | KernelError::Socket { .. } | KernelError::Protocol { .. } => {
+                warn!(%failure, "the kernel's tables could not be brought up to date");
+            }
+        }
+        Pass::Failed
+    }
+
+    fn report_oddities(&mut self) {
+        let conflicts = self.engine.take_conflicts();
+        self.reporter.conflicts(conflicts, self.engine.conflict_count());
+        for limit in self.engine.take_limits() {
+            self.reporter.limit(self.engine.cluster(), &limit);
+        }
+    }
+}
+
+fn outcome_of(result: &Result<(), KernelError>) -> BatchResult {
+    match result {
+        Ok(()) => BatchResult::Committed,
+        Err(KernelError::Rejected(_)) => BatchResult::Rejected,
+        Err(KernelError::Unknown(_) | KernelError::Interrupted(_)) => BatchResult::Uncertain,
+        Err(KernelError::Socket { .. } | KernelError::Protocol { .. }) => BatchResult::Failed,
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the loop is the shell that tells the pure pace the time")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+/// Something between 0 and 1 that differs from node to node and time to time; spreads retries.
+fn spread() -> f64 {
+    use std::hash::{BuildHasher, RandomState};
+    let random = RandomState::new().hash_one(0) >> 40;
+    f64::from(u32::try_from(random).unwrap_or_default()) / f64::from(1_u32 << 24)
+}

@@ -1,0 +1,124 @@
+//! What the settings and the own Node say about the program and the node's addresses: pure.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use crate::config::{DetectLocal, NodePortSelector};
+use crate::model::{Family, Node};
+use crate::serve::ListenOn;
+use crate::nft::skeleton::{FamilyProgram, NodePortAddresses, Program};
+
+/// The settings that the kernel's tables depend on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    pub masquerade_mark: u32,
+    pub masquerade_all: bool,
+    /// Families that the host supports.
+    pub families: Vec<Family>,
+    pub detect_local: DetectLocal,
+    pub node_ports: NodePortSelector,
+    /// A concrete `--bind-address`: stands for the node's address of its family (reference 11.1).
+    pub node_ip: Option<IpAddr>,
+}
+
+impl Settings {
+    /// The constant program. It changes only with what the own Node says of itself.
+    pub fn program(&self, node: Option<&Node>) -> Program {
+        let family = |family| {
+            let pod_cidrs = node.map_or(&[][..], |node| &node.pod_cidrs);
+            FamilyProgram {
+                detector: self.detect_local.detector(family, pod_cidrs),
+                node_ports: match self.node_ports.ranges(family, &self.node_ips(node)) {
+                    None => NodePortAddresses::All,
+                    Some(_) => NodePortAddresses::Listed,
+                },
+            }
+        };
+        Program {
+            masquerade_mark: self.masquerade_mark,
+            masquerade_all: self.masquerade_all,
+            families: self.families.clone(),
+            v4: family(Family::V4),
+            v6: family(Family::V6),
+        }
+    }
+
+    /// The host's addresses on which NodePorts are served. Loopback never is (reference 2.6).
+    pub fn node_port_ips(&self, family: Family, node: Option<&Node>, host: &BTreeSet<IpAddr>) -> BTreeSet<IpAddr> {
+        let own = host.iter().copied().filter(|it| Family::of(*it) == family && !it.is_loopback());
+        match self.node_ports.ranges(family, &self.node_ips(node)) {
+            None => own.collect(),
+            Some(ranges) => own.filter(|it| ranges.iter().any(|range| range.contains(it))).collect(),
+        }
+    }
+
+    /// Where health check node ports listen: on the same addresses as NodePorts (reference 10.2).
+    pub fn health_check_addresses(&self, family: Family, node: Option<&Node>, host: &BTreeSet<IpAddr>) -> ListenOn {
+        match self.node_ports.ranges(family, &self.node_ips(node)) {
+            None => ListenOn::All,
+            Some(_) => ListenOn::These(self.node_port_ips(family, node, host).into_iter().collect()),
+        }
+    }
+
+    /// The node's primary address of each family, as far as known (reference 11.1).
+    pub fn node_ips(&self, node: Option<&Node>) -> Vec<IpAddr> {
+        let of = |family| {
+            let told = self.node_ip.filter(|it| Family::of(*it) == family);
+            told.or_else(|| node?.addresses.iter().copied().find(|it| Family::of(*it) == family))
+        };
+        Family::ALL.into_iter().filter_map(of).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn primary_means_the_nodes_own_addresses_and_everything_while_they_are_unknown() {
+        let settings = settings(NodePortSelector::Primary);
+        let node = Node { addresses: ips("192.0.2.1 192.0.2.7"), ..Node::default() };
+        let program = settings.program(Some(&node));
+        assert_eq!(program.v4.node_ports, NodePortAddresses::Listed);
+        // As upstream: no address of a family known, no restriction in it.
+        assert_eq!(program.v6.node_ports, NodePortAddresses::All);
+        assert_eq!(settings.program(None).v4.node_ports, NodePortAddresses::All);
+        check(&settings, Some(&node), "127.0.0.1 192.0.2.1 192.0.2.7 10.0.0.1", "192.0.2.1");
+        check(&settings, None, "127.0.0.1 192.0.2.1 10.0.0.1", "192.0.2.1 10.0.0.1");
+    }
+
+    #[test]
+    fn ranges_select_among_the_hosts_addresses_and_never_loopback() {
+        let ranges = ["192.0.2.0/24", "127.0.0.0/8"].map(|it| it.parse().unwrap()).to_vec();
+        let settings = settings(NodePortSelector::Within(ranges));
+        check(&settings, None, "127.0.0.1 192.0.2.1 192.0.2.7 10.0.0.1 2001:db8::1", "192.0.2.1 192.0.2.7");
+    }
+
+    #[test]
+    fn a_concrete_bind_address_is_the_nodes_address() {
+        let settings = Settings { node_ip: Some("10.0.0.1".parse().unwrap()), ..settings(NodePortSelector::Primary) };
+        let node = Node { addresses: ips("192.0.2.1 2001:db8::1"), ..Node::default() };
+        assert_eq!(settings.node_ips(Some(&node)), ips("10.0.0.1 2001:db8::1"));
+    }
+
+    #[track_caller]
+    fn check(settings: &Settings, node: Option<&Node>, host: &str, expected: &str) {
+        let selected = settings.node_port_ips(Family::V4, node, &ips(host).into_iter().collect());
+        assert_eq!(selected, ips(expected).into_iter().collect());
+    }
+
+    fn settings(node_ports: NodePortSelector) -> Settings {
+        Settings {
+            masquerade_mark: 0x4000,
+            masquerade_all: false,
+            families: Family::ALL.to_vec(),
+            detect_local: DetectLocal::ClusterCidr(Vec::new()),
+            node_ports,
+            node_ip: None,
+        }
+    }
+
+    fn ips(text: &str) -> Vec<IpAddr> {
+        text.split_whitespace().map(|it| it.parse().unwrap()).collect()
+    }
+}

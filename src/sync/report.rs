@@ -1,0 +1,303 @@
+//! Tells metrics, health, logs and Events what the loop did.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use super::engine::{Conflicts, Engine};
+use super::now;
+use super::results::{Lacking, Outcome};
+use crate::conntrack::Sweep;
+use crate::forward::{Conflict, FrontendAddress};
+use crate::kernel::Rejection;
+use crate::model::{Change, Cluster, Family, Node, ObjectName, Resource, ServiceId};
+use crate::nft::compile::{Limit, LimitReason};
+use crate::nft::schema::{Batch, ObservedTable, Op, SetName};
+use crate::serve::metrics::{BatchResult, PolicyKind, RowOp, SyncKind};
+use crate::serve::{HealthCheck, ListenOn, Metrics, SharedHealth};
+use crate::watch::{Notice, NoticeKind, Recorder, Regarding};
+
+/// Whom the loop tells.
+pub struct Ports {
+    pub metrics: Metrics,
+    pub health: SharedHealth,
+    pub recorder: Recorder,
+    /// Where stale UDP flows are looked for.
+    pub sweeps: Sender<Sweep>,
+    /// Where health check node ports are opened and closed.
+    pub health_checks: watch::Sender<HealthChecks>,
+}
+
+/// Every health check node port, and the addresses it is to be reached on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthChecks {
+    pub wanted: Vec<HealthCheck>,
+    pub v4: ListenOn,
+    pub v6: ListenOn,
+}
+
+impl Default for HealthChecks {
+    fn default() -> Self {
+        HealthChecks { wanted: Vec::new(), v4: ListenOn::These(Vec::new()), v6: ListenOn::These(Vec::new()) }
+    }
+}
+
+/// Keeps what is needed to tell things once and in sum.
+pub struct Reporter {
+    ports: Ports,
+    node: Option<Node>,
+    queued: bool,
+    families: Vec<Family>,
+    work: Work,
+}
+
+/// What happened since the last time everything was written.
+#[derive(Default)]
+struct Work {
+    began: Option<Instant>,
+    full: bool,
+    events: u64,
+    services: BTreeSet<ServiceId>,
+    batches: usize,
+    operations: usize,
+}
+
+impl Reporter {
+    pub fn new(ports: Ports) -> Reporter {
+        Reporter { ports, node: None, queued: false, families: Vec::new(), work: Work::default() }
+    }
+
+    /// The loop begins.
+    pub fn started(&mut self, families: &[Family]) {
+        self.families = families.to_vec();
+        for &family in families {
+            self.ports.health.updated(family);
+            self.ports.metrics.sync_queued(family, Timestamp::now());
+        }
+    }
+
+    /// Changes have come.
+    pub fn received(&mut self, changes: &[Change]) {
+        let (mut services, mut slices) = (0, 0);
+        for change in changes {
+            match change {
+                Change::ServiceApplied(_) | Change::ServiceDeleted(_) => services += 1,
+                Change::SliceApplied(_) | Change::SliceDeleted(_) => slices += 1,
+                Change::Unusable(skipped) => self.ports.metrics.object_skipped(skipped),
+                Change::Listing(_)
+                | Change::Listed(_)
+                | Change::NodeApplied(_)
+                | Change::NodeDeleted
+                | Change::ServiceCidrApplied(_)
+                | Change::ServiceCidrDeleted(_)
+                | Change::HostAddresses(_) => (),
+            }
+        }
+        self.work.events += services + slices;
+        self.ports.metrics.service_changes(services);
+        self.ports.metrics.endpoint_changes(slices);
+    }
+
+    /// The own Node as it is now.
+    pub fn node(&mut self, node: &Node) {
+        if self.node.as_ref() != Some(node) {
+            self.ports.health.node(node);
+            self.node = Some(node.clone());
+        }
+    }
+
+    /// There is something to write.
+    pub fn queued(&mut self, engine: &Engine) {
+        self.ports.metrics.service_changes_pending(engine.waiting());
+        if !self.queued {
+            self.queued = true;
+            for &family in &self.families {
+                self.ports.health.queued(family);
+                self.ports.metrics.sync_queued(family, Timestamp::now());
+            }
+        }
+        self.work.began.get_or_insert_with(now);
+    }
+
+    /// The kernel's tables have been read.
+    pub fn observed(&mut self, tables: &BTreeMap<Family, ObservedTable>) {
+        self.work.full = true;
+        for (family, table) in tables {
+            let rows = table.elements.len();
+            info!(?family, rows, unknown = table.unknown.len(), "taking over the table that is in the kernel");
+        }
+    }
+
+    /// A batch was sent.
+    pub fn batch(&mut self, batch: &Batch, result: BatchResult, took: Duration) {
+        self.ports.metrics.batch(result, batch.len(), took);
+        if result == BatchResult::Committed {
+            self.work.batches += 1;
+            self.work.operations += batch.len();
+            for ((family, set, added), rows) in count_rows(batch) {
+                let op = if added { RowOp::Add } else { RowOp::Delete };
+                self.ports.metrics.rows_written(family, set.name(), op, rows);
+            }
+        }
+    }
+
+    /// What was planned is in the kernel.
+    pub fn committed(&mut self, mut outcome: Outcome, engine: &Engine) {
+        let now = Timestamp::now().as_nanosecond();
+        for (family, time) in outcome.triggers {
+            let latency = u64::try_from(now.saturating_sub(time)).unwrap_or_default();
+            self.ports.metrics.programmed(family, Duration::from_nanos(latency));
+        }
+        self.work.services.extend(&outcome.services);
+        if !outcome.sweep.is_empty() {
+            // Nobody receives any more only while the program ends.
+            let _ = self.ports.sweeps.send(std::mem::take(&mut outcome.sweep));
+        }
+        if outcome.health_checks_changed {
+            self.ports.health_checks.send_replace(engine.health_checks());
+        }
+        if outcome.lacking_local_changed {
+            self.lacking_local(engine.lacking_local());
+        }
+    }
+
+    fn lacking_local(&self, lacking: Lacking) {
+        let metrics = &self.ports.metrics;
+        metrics.no_local_endpoints(Family::V4, PolicyKind::Internal, lacking.internal_v4);
+        metrics.no_local_endpoints(Family::V6, PolicyKind::Internal, lacking.internal_v6);
+        metrics.no_local_endpoints(Family::V4, PolicyKind::External, lacking.external_v4);
+        metrics.no_local_endpoints(Family::V6, PolicyKind::External, lacking.external_v6);
+    }
+
+    /// Everything is written.
+    pub fn done(&mut self, engine: &Engine) {
+        let work = std::mem::take(&mut self.work);
+        self.queued = false;
+        let took = work.began.map(|began| began.elapsed()).unwrap_or_default();
+        let kind = if work.full { SyncKind::Full } else { SyncKind::Partial };
+        for &family in &self.families {
+            self.ports.health.updated(family);
+            self.ports.metrics.sync_done(family, kind, took);
+            self.ports.metrics.sync_succeeded(family, Timestamp::now());
+        }
+        self.ports.metrics.service_changes_pending(0);
+        self.ports.metrics.events_coalesced(work.events.saturating_sub(1));
+        if work.operations > 0 {
+            for (family, set, rows) in engine.row_counts().into_iter().flat_map(|it| it.iter()) {
+                let rows = usize::try_from(rows).unwrap_or(usize::MAX);
+                self.ports.metrics.rows(family, set.name(), rows, None);
+            }
+            info!(
+                trigger = if work.full { "full" } else { "changes" },
+                events = work.events,
+                services = work.services.len(),
+                operations = work.operations,
+                batches = work.batches,
+                ?took,
+                "synced"
+            );
+        } else if work.full {
+            info!(services = work.services.len(), ?took, "synced; the kernel had everything already");
+        }
+    }
+
+    /// A pass failed; the next one waits.
+    pub fn failed(&mut self, wait: Duration, failures: u32) {
+        let took = self.work.began.map(|began| began.elapsed()).unwrap_or_default();
+        let kind = if self.work.full { SyncKind::Full } else { SyncKind::Partial };
+        for &family in &self.families {
+            self.ports.metrics.sync_done(family, kind, took);
+            self.ports.metrics.sync_failed(family);
+        }
+        warn!(failures, ?wait, "sync failed; traffic goes by the rules of the last good sync until it is tried again");
+    }
+
+    /// The kernel refuses a Service.
+    pub fn left_out(&self, name: Option<&ObjectName>, rejection: &Rejection) {
+        let Some(name) = name else { return };
+        let note = format!(
+            "The kernel refuses the rules of this Service ({rejection}); what it had before stays in force, and it is \
+             tried again regularly and when it changes."
+        );
+        warn!(service = %name, %rejection, "the kernel refuses the rules of a Service");
+        self.notice(name, "RulesRefused", note);
+    }
+
+    pub fn conflicts(&self, conflicts: Conflicts, present: usize) {
+        if conflicts.is_empty() {
+            return;
+        }
+        self.ports.metrics.conflicts(present);
+        for conflict in conflicts.began {
+            let note = format!(
+                "Port {} is not served on {}/{}: the older Service {} claims it. Give one of them another address or \
+                 port.",
+                port_of(&conflict),
+                place(&conflict.at),
+                conflict.protocol,
+                conflict.winner
+            );
+            warn!(service = %conflict.loser, winner = %conflict.winner, at = place(&conflict.at), "an address is claimed twice");
+            self.notice(&conflict.loser, "AddressConflict", note);
+        }
+        for conflict in conflicts.ended {
+            info!(service = %conflict.loser, at = place(&conflict.at), "an address is no longer claimed twice");
+        }
+    }
+
+    pub fn limit(&self, cluster: &Cluster, limit: &Limit) {
+        let Some(name) = cluster.name(ServiceId(limit.owner.0)) else { return };
+        let note = match limit.reason {
+            LimitReason::Endpoints { wanted, used } => {
+                format!("Port {} has {wanted} endpoints; only the first {used} get traffic.", limit.port_name)
+            }
+            LimitReason::AffinityGroups => {
+                format!("Port {} is served without session affinity: too many Services have it.", limit.port_name)
+            }
+        };
+        warn!(service = %name, note);
+        self.notice(name, "LimitReached", note);
+    }
+
+    fn notice(&self, name: &ObjectName, reason: &'static str, note: String) {
+        let regarding = Regarding::Object { resource: Resource::Service, name: name.clone(), uid: Arc::from("") };
+        let kind = NoticeKind::Warning;
+        self.ports.recorder.record(Notice { kind, reason, action: "Sync", note, regarding });
+    }
+}
+
+fn port_of(conflict: &Conflict) -> &str {
+    if conflict.port_name.is_empty() { "(unnamed)" } else { &conflict.port_name }
+}
+
+fn place(at: &FrontendAddress) -> String {
+    match at {
+        FrontendAddress::Address(address, port) => std::net::SocketAddr::new(*address, port.get()).to_string(),
+        FrontendAddress::NodePort(port) => format!("node port {port}"),
+    }
+}
+
+fn count_rows(batch: &Batch) -> BTreeMap<(Family, SetName, bool), u64> {
+    let mut rows = BTreeMap::new();
+    for op in &batch.0 {
+        let key = match op {
+            Op::AddElement { family, set, .. } => (*family, *set, true),
+            Op::DeleteElement { family, set, .. } => (*family, *set, false),
+            Op::AddTable(_)
+            | Op::DeleteTable(_)
+            | Op::AddSet { .. }
+            | Op::ResizeSet { .. }
+            | Op::AddChain { .. }
+            | Op::FlushChain { .. }
+            | Op::DeleteChain { .. }
+            | Op::AddRule { .. } => continue,
+        };
+        *rows.entry(key).or_default() += 1;
+    }
+    rows
+}

@@ -128,9 +128,10 @@ fn rejection(batch: &Batch, position: usize, errno: i32) -> Rejection {
 }
 
 fn owner_of(op: &Op) -> Option<Owner> {
-    match op {
-        Op::AddElement { owner, .. } | Op::DeleteElement { owner, .. } => *owner,
-        _ => None,
+    if let Op::AddElement { owner, .. } | Op::DeleteElement { owner, .. } = op {
+        *owner
+    } else {
+        None
     }
 }
 

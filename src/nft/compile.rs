@@ -467,10 +467,7 @@ fn put_timeout(counts: &mut BTreeMap<(Family, u32), u32>, key: (Family, u32), co
 }
 
 fn group_of_key(key: &Key) -> Option<Handle> {
-    match *key {
-        Key::Group(handle) | Key::GroupSlot(handle, _) => Some(handle),
-        _ => None,
-    }
+    if let Key::Group(handle) | Key::GroupSlot(handle, _) = *key { Some(handle) } else { None }
 }
 
 fn group_of_value(value: &Value) -> Option<Handle> {

@@ -162,7 +162,7 @@ impl Table {
         match op {
             // The caller has dealt with tables.
             Op::AddTable(_) | Op::DeleteTable(_) => Ok(None),
-            Op::AddSet { set, size, .. } => Ok(self.add_set(family, *set, *size)),
+            Op::AddSet { set, size, .. } => Ok(Some(self.add_set(family, *set, *size))),
             Op::ResizeSet { set, size, .. } => {
                 let (old, rows) = self.sets.get_mut(set).ok_or(ENOENT)?;
                 if u32::try_from(rows.len()).is_ok_and(|rows| rows > *size) {
@@ -203,12 +203,12 @@ impl Table {
     }
 
     /// A set that is there takes the new size and keeps its rows.
-    fn add_set(&mut self, family: Family, set: SetName, size: Option<u32>) -> Option<Undo> {
+    fn add_set(&mut self, family: Family, set: SetName, size: Option<u32>) -> Undo {
         match self.sets.get_mut(&set) {
-            Some((old, _)) => Some(Undo::Size(family, set, std::mem::replace(old, size))),
+            Some((old, _)) => Undo::Size(family, set, std::mem::replace(old, size)),
             None => {
                 self.sets.insert(set, (size, BTreeMap::new()));
-                Some(Undo::NewSet(family, set))
+                Undo::NewSet(family, set)
             }
         }
     }
@@ -243,19 +243,16 @@ impl Table {
     }
 
     fn check_rule(&self, rule: &Rule) -> Result<(), i32> {
-        let known = rule.0.iter().all(|statement| match statement {
-            Statement::Jump(chain) | Statement::Goto(chain) => self.chains.contains_key(chain),
-            _ => referenced_set(statement).is_none_or(|set| self.sets.contains_key(&set)),
+        let known = rule.0.iter().all(|statement| {
+            target(statement).is_none_or(|chain| self.chains.contains_key(&chain))
+                && referenced_set(statement).is_none_or(|set| self.sets.contains_key(&set))
         });
         if known { Ok(()) } else { Err(ENOENT) }
     }
 
     fn leads_to(&self, chain: Chain) -> bool {
         let rules = self.chains.values().flatten().flat_map(|rule| &rule.0);
-        let mut targets = rules.filter_map(|statement| match statement {
-            Statement::Jump(target) | Statement::Goto(target) => Some(*target),
-            _ => None,
-        });
+        let mut targets = rules.filter_map(target);
         let mut values = self.sets.values().flat_map(|(_, rows)| rows.values());
         targets.any(|target| target == chain)
             || values.any(|value| {
@@ -288,33 +285,43 @@ impl Table {
     }
 }
 
+/// The chain that a statement names.
+fn target(statement: &Statement) -> Option<Chain> {
+    if let Statement::Jump(chain) | Statement::Goto(chain) = statement {
+        Some(*chain)
+    } else {
+        None
+    }
+}
+
 /// The set that a statement names.
 fn referenced_set(statement: &Statement) -> Option<SetName> {
-    match statement {
-        Statement::InSet { set, .. } => Some(*set),
-        Statement::Vmap { map, .. }
-        | Statement::Dnat { map, .. }
-        | Statement::PrioritySetFromMap { map, .. }
-        | Statement::Update { map, .. }
-        | Statement::Forget { map, .. } => Some(*map),
-        _ => None,
+    if let Statement::InSet { set, .. }
+    | Statement::Vmap { map: set, .. }
+    | Statement::Dnat { map: set, .. }
+    | Statement::PrioritySetFromMap { map: set, .. }
+    | Statement::Update { map: set, .. }
+    | Statement::Forget { map: set, .. } = statement
+    {
+        Some(*set)
+    } else {
+        None
     }
 }
 
 /// Interval sets refuse a range that overlaps another one.
 fn overlaps(rows: &BTreeMap<Key, Value>, key: &Key) -> bool {
     let meet = |a: &IpNet, b: &IpNet| a.contains(b) || b.contains(a);
-    match key {
-        Key::Range(new) => rows.keys().any(|it| matches!(it, Key::Range(old) if meet(old, new))),
-        Key::FrontendSource(at, new) => rows
-            .range(Key::FrontendSource(*at, IpNet::V4(Ipv4Net::default()))..)
-            .map_while(|(it, _)| match it {
-                Key::FrontendSource(of, old) if of == at => Some(old),
-                _ => None,
-            })
-            .any(|old| meet(old, new)),
-        _ => false,
+    if let Key::Range(new) = key {
+        return rows.keys().any(|it| matches!(it, Key::Range(old) if meet(old, new)));
     }
+    let Key::FrontendSource(at, new) = key else { return false };
+    let first = Key::FrontendSource(*at, IpNet::V4(Ipv4Net::default()));
+    rows.range(first..)
+        .map_while(|(it, _)| {
+            if let Key::FrontendSource(of, old) = it { (of == at).then_some(old) } else { None }
+        })
+        .any(|old| meet(old, new))
 }
 
 /// Whether a row is of the set's type.

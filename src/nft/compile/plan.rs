@@ -296,17 +296,19 @@ fn backend(value: &Value) -> Option<Backend> {
 
 fn slots_of(value: &Value) -> Option<Slots> {
     let Value::Verdict(Verdict::Goto(chain) | Verdict::Jump(chain)) = *value else { return None };
-    match chain {
-        Chain::Pick(slots)
-        | Chain::External(slots)
-        | Chain::ExternalLocal(slots)
-        | Chain::LocalPick(slots)
-        | Chain::NodePortPick(slots)
-        | Chain::NodePort(slots)
-        | Chain::NodePortLocal(slots)
-        | Chain::NodePortLocalPick(slots)
-        | Chain::StickyPick(slots) => Some(slots),
-        _ => None,
+    if let Chain::Pick(slots)
+    | Chain::External(slots)
+    | Chain::ExternalLocal(slots)
+    | Chain::LocalPick(slots)
+    | Chain::NodePortPick(slots)
+    | Chain::NodePort(slots)
+    | Chain::NodePortLocal(slots)
+    | Chain::NodePortLocalPick(slots)
+    | Chain::StickyPick(slots) = chain
+    {
+        Some(slots)
+    } else {
+        None
     }
 }
 

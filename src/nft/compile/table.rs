@@ -118,7 +118,7 @@ impl TableState {
         }
     }
 
-    /// The kernel took the operations. `keep`: stale chains have not been deleted.
+    /// The kernel took the operations; `pruned`: also those of `after_rows`.
     pub(super) fn confirm(
         &mut self,
         resizes: &[(SetName, u32)],
@@ -177,8 +177,5 @@ fn initial_size(set: SetName, expected: u32) -> u32 {
 
 /// An interval set without concatenation holds both ends of a range as elements, and one more at the start.
 fn elements(set: SetName, rows: u32) -> u32 {
-    match set {
-        SetName::ServiceCidrs => rows.saturating_mul(2).saturating_add(1),
-        _ => rows,
-    }
+    if set == SetName::ServiceCidrs { rows.saturating_mul(2).saturating_add(1) } else { rows }
 }

@@ -199,9 +199,11 @@ fn expected_rows_size_the_sets() {
     assert_eq!(expected.get(Family::V4, SetName::Endpoints), 6000);
     let mut compiler = Compiler::new(program());
     compiler.stage_skeleton(&expected);
-    let size = compiler.batch().0.into_iter().find_map(|op| match op {
-        Op::AddSet { family: Family::V4, set: SetName::Endpoints, size } => size,
-        _ => None,
+    let size = compiler.batch().0.into_iter().find_map(|op| {
+        let Op::AddSet { family: Family::V4, set: SetName::Endpoints, size } = op else {
+            return None;
+        };
+        size
     });
     assert_eq!(size, Some(16384));
 }
@@ -334,9 +336,66 @@ proptest! {
         prop_assert!(world.compiler.batch().is_empty());
         let counted: Vec<_> = world.compiler.row_counts().iter().collect();
         let held = world.kernel.tables.0.iter().flat_map(|(family, table)| {
-            table.sets.iter().map(|(set, (_, rows))| (*family, *set, rows.len() as u32))
+            table.sets.iter().map(|(set, (_, rows))| (*family, *set, u32::try_from(rows.len()).unwrap()))
         });
         prop_assert_eq!(counted, held.filter(|(_, _, rows)| *rows > 0).collect::<Vec<_>>());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    /// Rows that somebody has removed, added or exchanged are put right by a restart, in one batch.
+    #[test]
+    fn a_restart_repairs_rows(
+        services in vec(0_u32..4, 3..4).prop_flat_map(|it| {
+            it.into_iter().map(|owner| forwarding(owner).prop_map(move |it| (owner, it))).collect::<Vec<_>>()
+        }),
+        removed in vec(any::<prop::sample::Index>(), 0..20),
+        exchanged in vec(any::<(prop::sample::Index, prop::sample::Index)>(), 0..20),
+        added in vec((any::<prop::sample::Index>(), 0_u16..30), 0..20),
+    ) {
+        let mut world = World::new();
+        for (owner, forwarding) in &services {
+            world.stage(*owner, forwarding);
+        }
+        world.commit();
+        let wanted = canonical(&world.kernel);
+        tamper(&mut world.kernel, &removed, &exchanged, &added);
+        world.restart();
+        world.commit();
+        keeps_invariants(&world.kernel);
+        prop_assert_eq!(canonical(&world.kernel), wanted);
+    }
+}
+
+fn tamper(
+    kernel: &mut MemoryKernel,
+    removed: &[prop::sample::Index],
+    exchanged: &[(prop::sample::Index, prop::sample::Index)],
+    added: &[(prop::sample::Index, u16)],
+) {
+    let rows: Vec<_> = v4_rows(kernel).collect();
+    let table = kernel.tables.0.get_mut(&Family::V4).unwrap();
+    for index in removed {
+        let (set, key, _) = index.get(&rows);
+        table.sets.get_mut(set).unwrap().1.remove(key);
+    }
+    for (one, other) in exchanged {
+        let ((set, key, _), (of, _, value)) = (one.get(&rows), other.get(&rows));
+        if set == of {
+            table.sets.get_mut(set).unwrap().1.insert(*key, *value);
+        }
+    }
+    for (index, slot) in added {
+        let (set, key, value) = index.get(&rows);
+        let key = match without_slot(*key) {
+            Some((Key::Frontend(at), _)) => Key::FrontendSlot(at, *slot),
+            Some((Key::NodePort(at), _)) => Key::NodePortSlot(at, *slot),
+            Some((Key::Group(group), _)) => Key::GroupSlot(group, *slot),
+            Some(_) | None => continue,
+        };
+        table.sets.get_mut(set).unwrap().1.insert(key, *value);
     }
 }
 
@@ -549,16 +608,25 @@ fn canonical(kernel: &MemoryKernel) -> BTreeSet<String> {
             Value::Verdict(verdict) => without_slots(verdict),
             Value::None | Value::Endpoint(..) => format!("{value:?}"),
         };
-        let key = match key {
-            Key::FrontendSlot(at, _) => format!("{at:?}"),
-            Key::NodePortSlot(at, _) => format!("{at:?}"),
-            _ => format!("{key:?}"),
-        };
+        let key = without_slot(key).map_or(key, |(of, _)| of);
+        let key = format!("{key:?}");
         lines.insert(format!("{set:?} {key} {value}"));
     }
     let chains = kernel.tables.0[&Family::V4].chains.keys();
     lines.extend(chains.map(Chain::to_string));
     lines
+}
+
+fn without_slot(key: Key) -> Option<(Key, u16)> {
+    if let Key::FrontendSlot(at, slot) = key {
+        Some((Key::Frontend(at), slot))
+    } else if let Key::NodePortSlot(at, slot) = key {
+        Some((Key::NodePort(at), slot))
+    } else if let Key::GroupSlot(group, slot) = key {
+        Some((Key::Group(group), slot))
+    } else {
+        None
+    }
 }
 
 fn without_slots(verdict: Verdict) -> String {
@@ -582,25 +650,20 @@ fn group_content(kernel: &MemoryKernel, group: Handle) -> (BTreeSet<Value>, Valu
 fn keeps_invariants(kernel: &MemoryKernel) {
     let mut filled: BTreeMap<(SetName, String), Vec<u16>> = BTreeMap::new();
     for (set, key, _) in v4_rows(kernel) {
-        let (of, slot) = match key {
-            Key::FrontendSlot(at, slot) => (Key::Frontend(at), slot),
-            Key::NodePortSlot(at, slot) => (Key::NodePort(at), slot),
-            Key::GroupSlot(group, slot) => (Key::Group(group), slot),
-            _ => continue,
-        };
-        let verdicts = match set {
-            SetName::Endpoints => SetName::Frontends,
-            SetName::LocalEndpoints => SetName::LocalFrontends,
-            SetName::NodePortEndpoints => SetName::NodePorts,
-            SetName::LocalNodePortEndpoints => SetName::LocalNodePorts,
-            _ => SetName::StickyGroups,
-        };
+        let Some((of, slot)) = without_slot(key) else { continue };
+        let verdicts = BTreeMap::from([
+            (SetName::Endpoints, SetName::Frontends),
+            (SetName::LocalEndpoints, SetName::LocalFrontends),
+            (SetName::NodePortEndpoints, SetName::NodePorts),
+            (SetName::LocalNodePortEndpoints, SetName::LocalNodePorts),
+            (SetName::StickySlots, SetName::StickyGroups),
+        ])[&set];
         let verdict = kernel.tables.0[&Family::V4].sets[&verdicts].1[&of];
         let Value::Verdict(Verdict::Goto(chain)) = verdict else { panic!("{verdict:?}") };
         filled.entry((set, chain.to_string() + &format!(" {of:?}"))).or_default().push(slot);
     }
     for ((_, chain), slots) in filled {
-        let expected: Vec<u16> = (0..slots.len() as u16).collect();
+        let expected: Vec<u16> = (0..u16::try_from(slots.len()).unwrap()).collect();
         assert_eq!(slots, expected, "{chain}");
         let name = chain.split(' ').next().unwrap();
         let count: usize = name.rsplit('-').next().unwrap().parse().unwrap();

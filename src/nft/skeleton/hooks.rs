@@ -14,7 +14,30 @@ pub fn base_hook(chain: Chain) -> Option<BaseHook> {
         Chain::NatPrerouting => (ChainKind::Nat, Hook::Prerouting, -100),
         Chain::NatOutput => (ChainKind::Nat, Hook::Output, -100),
         Chain::NatPostrouting => (ChainKind::Nat, Hook::Postrouting, 100),
-        _ => return None,
+        Chain::Services
+        | Chain::Masquerading
+        | Chain::FirewallCheck
+        | Chain::ServiceEndpointsCheck
+        | Chain::NodePortEndpointsCheck
+        | Chain::ClusterIpsCheck
+        | Chain::Reject
+        | Chain::Pick(_)
+        | Chain::External(_)
+        | Chain::ExternalLocal(_)
+        | Chain::LocalPick(_)
+        | Chain::NodePortPick(_)
+        | Chain::NodePort(_)
+        | Chain::NodePortLocal(_)
+        | Chain::NodePortLocalPick(_)
+        | Chain::Sticky
+        | Chain::StickyExternal
+        | Chain::StickyExternalLocal
+        | Chain::StickyNodePort
+        | Chain::StickyNodePortCluster
+        | Chain::StickyNodePortLocal
+        | Chain::StickyLookup
+        | Chain::StickyPick(_)
+        | Chain::Remember(_) => return None,
     };
     Some(BaseHook { kind, hook, priority })
 }

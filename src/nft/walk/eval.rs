@@ -232,16 +232,18 @@ impl Evaluator<'_> {
     fn contains(&self, set: SetName, key: &[Field], state: &State) -> bool {
         let Some((_, rows)) = self.table.sets.get(&set) else { return false };
         let source = self.packet.source;
-        match set {
-            SetName::ServiceCidrs => rows
+        if set == SetName::ServiceCidrs {
+            return rows
                 .keys()
-                .any(|row| matches!(row, Key::Range(net) if net.contains(&state.destination))),
-            SetName::SourceRanges => rows.keys().any(|row| {
+                .any(|row| matches!(row, Key::Range(net) if net.contains(&state.destination)));
+        }
+        if set == SetName::SourceRanges {
+            return rows.keys().any(|row| {
                 matches!(row, Key::FrontendSource(at, net)
                     if *at == self.frontend(state) && net.contains(&source))
-            }),
-            _ => self.key(key, 0, state).is_some_and(|key| rows.contains_key(&key)),
+            });
         }
+        self.key(key, 0, state).is_some_and(|key| rows.contains_key(&key))
     }
 
     /// The row key that the fields make; `None` for a combination that no set of ours has.
@@ -277,10 +279,7 @@ impl Evaluator<'_> {
     }
 
     fn address(&self, field: Field, state: &State) -> IpAddr {
-        match field {
-            Field::Saddr => self.packet.source,
-            _ => state.destination,
-        }
+        if field == Field::Saddr { self.packet.source } else { state.destination }
     }
 
     /// Locally made packets have come in by no interface.

@@ -3,13 +3,13 @@
 use std::fmt::Write as _;
 
 use super::schema::{
-    BaseHook, Batch, Chain, ChainKind, Data, Hook, Key, Op, SetName, TABLE, Value,
+    BaseHook, Batch, Chain, ChainKind, Data, Field, Hook, Key, Op, SetName, TABLE, Value,
 };
 use super::skeleton;
 use super::tables::{Table, Tables, family_of};
 use crate::model::Family;
 use row::element;
-use statement::{family_word, fields, rule};
+use statement::{family_word, fields, rule, types};
 
 mod row;
 mod statement;
@@ -118,11 +118,13 @@ fn set_keyword(set: SetName) -> &'static str {
 
 fn definition(family: Family, set: SetName, size: Option<u32>) -> Vec<String> {
     let spec = skeleton::spec(set);
-    let key = fields(family, spec.key);
+    let (word, list): (_, fn(Family, &[Field]) -> String) =
+        if spec.by_type { ("type", types) } else { ("typeof", fields) };
+    let key = list(family, spec.key);
     let mut lines = vec![match spec.data {
-        Data::None => format!("typeof {key}"),
-        Data::Verdict => format!("typeof {key} : verdict"),
-        Data::Fields(data) => format!("typeof {key} : {}", fields(family, data)),
+        Data::None => format!("{word} {key}"),
+        Data::Verdict => format!("{word} {key} : verdict"),
+        Data::Fields(data) => format!("{word} {key} : {}", list(family, data)),
     }];
     lines.extend(size.map(|size| format!("size {size}")));
     if spec.interval {

@@ -23,6 +23,23 @@ pub(super) fn fields(family: Family, fields: &[Field]) -> String {
     words.join(" . ")
 }
 
+/// As `fields`, by nft's names of their types.
+pub(super) fn types(family: Family, fields: &[Field]) -> String {
+    let words: Vec<&str> = fields.iter().map(|it| type_word(family, *it)).collect();
+    words.join(" . ")
+}
+
+fn type_word(family: Family, field: Field) -> &'static str {
+    match (field, family) {
+        (Field::Saddr | Field::Daddr, Family::V4) => "ipv4_addr",
+        (Field::Saddr | Field::Daddr, Family::V6) => "ipv6_addr",
+        (Field::L4Proto, _) => "inet_proto",
+        (Field::Dport, _) => "inet_service",
+        (Field::Random(_), _) => "integer",
+        (Field::Priority | Field::PriorityMasked(_), _) => "classid",
+    }
+}
+
 fn field(family: Family, field: Field) -> String {
     let ip = family_word(family);
     match field {

@@ -25,7 +25,8 @@ pub fn sets() -> Vec<SetSpec> {
 pub fn spec(name: SetName) -> SetSpec {
     let (key, data, comment) = definition(name);
     let interval = matches!(name, SetName::ServiceCidrs | SetName::SourceRanges);
-    SetSpec { name, key, data, interval, dynamic: name == SetName::Affinity, comment }
+    let (dynamic, by_type) = (name == SetName::Affinity, name == SetName::StickyEndpoints);
+    SetSpec { name, key, data, interval, dynamic, by_type, comment }
 }
 
 fn definition(name: SetName) -> (&'static [Field], Data, &'static str) {

@@ -2,13 +2,17 @@
 //!
 //! In come [`Batch`]es, out come acknowledgements and what the kernel holds. It chooses nothing.
 
+mod channel;
+pub mod memory;
+pub mod netlink;
+
 use std::collections::BTreeMap;
 
 use crate::model::Family;
 use crate::nft::schema::{Batch, ObservedTable, Owner};
 use crate::nft::skeleton::Program;
 
-pub mod memory;
+pub use netlink::NetlinkKernel;
 
 /// What the sync loop asks of a kernel. Two real implementations: netlink, and memory for tests.
 pub trait Kernel {
@@ -43,6 +47,12 @@ pub enum KernelError {
         #[source]
         source: std::io::Error,
     },
+    /// There is nothing to program.
+    #[error(
+        "this kernel has no nf_tables: load the module nf_tables, or use a kernel with CONFIG_NF_TABLES, \
+         CONFIG_NF_TABLES_IPV4 and CONFIG_NF_TABLES_IPV6 ({0})"
+    )]
+    Unsupported(#[source] std::io::Error),
     /// The kernel's answer made no sense.
     #[error("{doing}: the kernel's answer could not be read: {why}")]
     Protocol { doing: &'static str, why: String },
@@ -68,10 +78,10 @@ impl std::fmt::Display for Rejection {
 
 fn hint(error: &std::io::Error) -> &'static str {
     match error.raw_os_error() {
-        Some(1) => " (CAP_NET_ADMIN is missing, or another program owns the table)",
-        Some(93) | Some(97) | Some(22) => {
-            " (does this kernel have nf_tables? CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET)"
+        Some(1) => {
+            " (give the process CAP_NET_ADMIN in this network namespace; with it, another program owns the table)"
         }
+        Some(93) | Some(97) => " (this kernel has no nfnetlink: CONFIG_NETFILTER_NETLINK)",
         _ => "",
     }
 }

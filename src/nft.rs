@@ -3,6 +3,7 @@
 //! In come [`crate::forward::ServiceForwarding`]s and what the kernel holds; out come [`Batch`]es. No netlink
 //! socket, no Service: `codec` turns values into netlink bytes and back, `render` turns them into nft's own syntax.
 
+pub mod codec;
 pub mod compile;
 pub mod render;
 pub mod schema;

@@ -23,6 +23,7 @@ pub fn ruleset(tables: &Tables) -> String {
         push(&mut text, 0, format_args!("table {name}"));
         push(&mut text, 0, format_args!("delete table {name}"));
         push(&mut text, 0, format_args!("table {name} {{"));
+        push(&mut text, 1, format_args!("comment \"{}\"", skeleton::TABLE_COMMENT));
         for (set, (size, rows)) in &table.sets {
             push_set(&mut text, *family, *set, *size, rows);
         }
@@ -46,7 +47,9 @@ pub fn command(op: &Op) -> String {
     let family = family_of(op);
     let table = table_name(family);
     match op {
-        Op::AddTable(_) => format!("add table {table}"),
+        Op::AddTable(_) => {
+            format!("add table {table} {{ comment \"{}\"; }}", skeleton::TABLE_COMMENT)
+        }
         Op::DeleteTable(_) => format!("delete table {table}"),
         Op::AddSet { set, size, .. } => {
             let keyword = set_keyword(*set);
@@ -220,7 +223,7 @@ mod tests {
     fn definitions_fit_on_a_line() {
         check(
             Op::AddSet { family: Family::V4, set: SetName::ServiceCidrs, size: Some(1024) },
-            "add set ip kube-ferry service-cidrs { typeof ip daddr; size 1024; flags interval; \
+            "add set ip kube-ferry service-cidrs { type ipv4_addr; size 1024; flags interval; \
              comment \"Ranges that cluster IPs are allocated from\"; }",
         );
         check(
@@ -234,8 +237,12 @@ mod tests {
     fn a_ruleset_replaces_what_was_there() {
         let mut tables = Tables::default();
         tables.0.entry(Family::V6).or_default();
-        let text = "table ip6 kube-ferry\ndelete table ip6 kube-ferry\ntable ip6 kube-ferry {\n}\n";
-        assert_eq!(ruleset(&tables), text);
+        let name = "table ip6 kube-ferry";
+        let comment = skeleton::TABLE_COMMENT;
+        assert_eq!(
+            ruleset(&tables),
+            format!("{name}\ndelete {name}\n{name} {{\n        comment \"{comment}\"\n}}\n")
+        );
     }
 
     /// Comments must not end the string they are in, and the kernel keeps 128 characters of them.
@@ -243,7 +250,7 @@ mod tests {
     fn comments_can_be_quoted() {
         let sets = skeleton::sets().into_iter().map(|it| it.comment);
         let chains = skeleton::chains(&program(), Family::V4).into_iter().map(|it| it.comment);
-        for comment in sets.chain(chains) {
+        for comment in sets.chain(chains).chain([skeleton::TABLE_COMMENT]) {
             assert!(comment.len() < 128 && !comment.contains('"'), "{comment}");
         }
     }

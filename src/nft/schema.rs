@@ -256,9 +256,10 @@ pub struct SetSpec {
     pub interval: bool,
     /// Rows are written by packets and time out.
     pub dynamic: bool,
-    /// Declared to nft by `type` instead of `typeof` (no typeof in the set's user data). nft refuses a rule
-    /// `meta l4proto tcp dnat ... map @set` when it knows the set's data as `th dport`: "conflicting protocols
-    /// specified: tcp vs. th".
+    /// Declared to nft by `type` instead of `typeof` (no typeof in the set's user data): where all fields have plain
+    /// types, and where nft must not know what the data is. It refuses a rule
+    /// `meta l4proto tcp dnat ... map @set` when it knows the data as `th dport`: "conflicting protocols specified:
+    /// tcp vs. th".
     pub by_type: bool,
     /// Shown by `nft list`: what the set is for.
     pub comment: &'static str,

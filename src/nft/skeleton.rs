@@ -10,7 +10,7 @@ mod names;
 mod sets;
 
 pub use chains::{ChainSpec, chains, remember};
-pub use hooks::{base_hook, comment};
+pub use hooks::{TABLE_COMMENT, base_hook, comment};
 pub use sets::{sets, spec};
 
 /// The settings that the program depends on; fixed while the process runs, but for a change of detectors.

@@ -2,6 +2,9 @@
 
 use crate::nft::schema::{BaseHook, Chain, ChainKind, Hook};
 
+/// Shown by `nft list`: whose table it is.
+pub const TABLE_COMMENT: &str = "Services of kube-ferry; changes by others are undone";
+
 /// The hook of a base chain, with kube-proxy's types and priorities: other programs may rely on the order. `None`
 /// for chains that are only jumped to.
 pub fn base_hook(chain: Chain) -> Option<BaseHook> {

@@ -25,8 +25,22 @@ pub fn sets() -> Vec<SetSpec> {
 pub fn spec(name: SetName) -> SetSpec {
     let (key, data, comment) = definition(name);
     let interval = matches!(name, SetName::ServiceCidrs | SetName::SourceRanges);
-    let (dynamic, by_type) = (name == SetName::Affinity, name == SetName::StickyEndpoints);
+    let dynamic = name == SetName::Affinity;
+    let by_type = has_plain_types(key, data) || name == SetName::StickyEndpoints;
     SetSpec { name, key, data, interval, dynamic, by_type, comment }
+}
+
+/// Random numbers have no type that nft would take in a declaration, and priorities none that says what they are.
+/// Sets of plain types are declared by those, which every nft prints alike.
+fn has_plain_types(key: &[Field], data: Data) -> bool {
+    let data = match data {
+        Data::Fields(fields) => fields,
+        Data::None | Data::Verdict => &[],
+    };
+    key.iter().chain(data).all(|field| match field {
+        Field::Saddr | Field::Daddr | Field::L4Proto | Field::Dport => true,
+        Field::Random(_) | Field::Priority | Field::PriorityMasked(_) => false,
+    })
 }
 
 fn definition(name: SetName) -> (&'static [Field], Data, &'static str) {

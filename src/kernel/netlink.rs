@@ -1,0 +1,258 @@
+//! nf_tables through a netlink socket.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use netlink_sys::protocols::NETLINK_NETFILTER;
+
+use super::channel::{Channel, ErrorMessage, Failure};
+use super::{Kernel, KernelError, Rejection};
+use crate::model::Family;
+use crate::nft::codec::{Encoded, Ending, Observation, Place, encode, query};
+use crate::nft::render;
+use crate::nft::schema::{Batch, ObservedTable, Op, Owner};
+use crate::nft::skeleton::Program;
+
+/// How often tables are read anew when others change some meanwhile.
+const READ_ATTEMPTS: usize = 5;
+
+const EPERM: i32 = 1;
+const ENOENT: i32 = 2;
+const EINTR: i32 = 4;
+const EINVAL: i32 = 22;
+const ERESTART: i32 = 85;
+
+/// The tables of the network namespace in which it was made.
+pub struct NetlinkKernel {
+    channel: Channel,
+}
+
+impl NetlinkKernel {
+    /// Connects to nf_tables, and fails if the kernel has none or the process may not change it.
+    pub fn new() -> Result<NetlinkKernel, KernelError> {
+        let channel = Channel::open(NETLINK_NETFILTER)
+            .map_err(|source| KernelError::Socket { doing: "opening a netlink socket", source })?;
+        let mut kernel = NetlinkKernel { channel };
+        match kernel.generation() {
+            // nfnetlink is there, but nobody has registered for nf_tables.
+            Err(KernelError::Socket { source, .. }) if source.raw_os_error() == Some(EINVAL) => {
+                Err(KernelError::Unsupported(source))
+            }
+            other => other.map(|_| kernel),
+        }
+    }
+
+    /// The number that every change of any table in the namespace increases. One message there and one back.
+    pub fn generation(&mut self) -> Result<u32, KernelError> {
+        const DOING: &str = "asking for the generation of nf_tables";
+        let mut generation = None;
+        self.ask(DOING, query::generation, |kind, payload| {
+            generation = query::read_generation(kind, payload);
+        })?;
+        generation.ok_or_else(|| KernelError::Protocol {
+            doing: DOING,
+            why: "there is no generation in it".to_owned(),
+        })
+    }
+
+    /// As [`Kernel::commit`], but interrupted if the generation is not this one any more.
+    pub fn commit_at(&mut self, batch: &Batch, generation: u32) -> Result<(), KernelError> {
+        self.transact(batch, Some(generation), Ending::Commit)
+    }
+
+    fn ask(
+        &mut self,
+        doing: &'static str,
+        request: impl FnOnce(u32) -> Vec<u8>,
+        take: impl FnMut(u16, &[u8]),
+    ) -> Result<(), KernelError> {
+        self.channel.ask(request, take).map_err(|failure| question_failed(doing, failure))
+    }
+
+    fn transact(
+        &mut self,
+        batch: &Batch,
+        generation: Option<u32>,
+        ending: Ending,
+    ) -> Result<(), KernelError> {
+        const DOING: &str = "changing nf_tables";
+        if batch.is_empty() {
+            return Ok(());
+        }
+        self.channel.drain().map_err(|failure| question_failed(DOING, failure))?;
+        let encoded = encode(batch, self.channel.next_seq(), generation, ending);
+        self.channel.set_next_seq(encoded.next_seq());
+        self.channel.send(&encoded.bytes).map_err(|source| match source.raw_os_error() {
+            Some(EINTR) => KernelError::Interrupted("a signal".to_owned()),
+            _ => KernelError::Socket { doing: DOING, source },
+        })?;
+        let answers = self.channel.errors().map_err(|failure| match failure {
+            Failure::Lost(why) => KernelError::Unknown(why),
+            other @ (Failure::Refused(_) | Failure::Interrupted | Failure::Socket(_)) => {
+                question_failed(DOING, other)
+            }
+        })?;
+        judge(batch, &encoded, &answers)
+    }
+
+    fn read_tables(
+        &mut self,
+        program: &Program,
+    ) -> Result<BTreeMap<Family, ObservedTable>, KernelError> {
+        let mut tables = BTreeMap::new();
+        for family in Family::ALL {
+            if let Some(table) = self.read_table(program, family)? {
+                tables.insert(family, table);
+            }
+        }
+        Ok(tables)
+    }
+
+    fn read_table(
+        &mut self,
+        program: &Program,
+        family: Family,
+    ) -> Result<Option<ObservedTable>, KernelError> {
+        let Some(objects) = self.count_objects(family)? else { return Ok(None) };
+        let mut table = Observation::new(family, program, objects);
+        self.ask(
+            "reading sets",
+            |seq| query::sets(family, seq),
+            |kind, payload| table.set(kind, payload),
+        )?;
+        self.ask(
+            "reading chains",
+            |seq| query::chains(family, seq),
+            |kind, payload| table.chain(kind, payload),
+        )?;
+        self.ask(
+            "reading rules",
+            |seq| query::rules(family, seq),
+            |kind, payload| table.rule(kind, payload),
+        )?;
+        for set in table.readable_sets() {
+            self.ask(
+                "reading elements",
+                |seq| query::elements(family, set, seq),
+                |kind, payload| table.elements(set, kind, payload),
+            )?;
+        }
+        Ok(Some(table.finish()))
+    }
+
+    /// `None`: there is no table.
+    fn count_objects(&mut self, family: Family) -> Result<Option<u32>, KernelError> {
+        const DOING: &str = "looking for our table";
+        let mut objects = None;
+        let answer = self.channel.ask(
+            |seq| query::table(family, seq),
+            |kind, payload| objects = query::read_table(kind, payload),
+        );
+        match answer {
+            Err(Failure::Refused(error)) if error.raw_os_error() == Some(ENOENT) => Ok(None),
+            Err(failure) => Err(question_failed(DOING, failure)),
+            Ok(()) if objects.is_none() => Err(KernelError::Protocol {
+                doing: DOING,
+                why: "there is no count of objects in it".to_owned(),
+            }),
+            Ok(()) => Ok(objects),
+        }
+    }
+}
+
+impl Kernel for NetlinkKernel {
+    fn observe(
+        &mut self,
+        program: &Program,
+    ) -> Result<BTreeMap<Family, ObservedTable>, KernelError> {
+        for _ in 0..READ_ATTEMPTS {
+            let before = self.generation()?;
+            match self.read_tables(program) {
+                // A table, or a set, that went between two questions.
+                Err(KernelError::Interrupted(_)) => continue,
+                Err(error) if is_absence(&error) && self.generation()? != before => continue,
+                Err(error) => return Err(error),
+                Ok(tables) if self.generation()? == before => return Ok(tables),
+                Ok(_) => continue,
+            }
+        }
+        Err(KernelError::Interrupted(format!("{READ_ATTEMPTS} times while tables were read")))
+    }
+
+    fn commit(&mut self, batch: &Batch) -> Result<(), KernelError> {
+        self.transact(batch, None, Ending::Commit)
+    }
+
+    fn validate(&mut self, batch: &Batch) -> Result<(), KernelError> {
+        self.transact(batch, None, Ending::Validate)
+    }
+}
+
+fn is_absence(error: &KernelError) -> bool {
+    matches!(error, KernelError::Socket { source, .. } if source.raw_os_error() == Some(ENOENT))
+}
+
+fn question_failed(doing: &'static str, failure: Failure) -> KernelError {
+    match failure {
+        Failure::Refused(source) | Failure::Socket(source) => KernelError::Socket { doing, source },
+        Failure::Interrupted => KernelError::Interrupted(doing.to_owned()),
+        Failure::Lost(why) => KernelError::Protocol { doing, why },
+    }
+}
+
+/// What the kernel's answers to a batch mean. One error is enough: then nothing was carried out, even if the last
+/// operation as such was acknowledged.
+fn judge(batch: &Batch, encoded: &Encoded, answers: &[ErrorMessage]) -> Result<(), KernelError> {
+    let ours = |it: &&ErrorMessage| encoded.locate(it.seq, it.offset) != Place::Elsewhere;
+    let errors: Vec<&ErrorMessage> =
+        answers.iter().filter(ours).filter(|it| it.errno != 0).collect();
+    if errors.is_empty() {
+        let acknowledged = answers.iter().any(|it| it.seq == encoded.acknowledged());
+        return if acknowledged {
+            Ok(())
+        } else {
+            Err(KernelError::Unknown("no acknowledgement came".to_owned()))
+        };
+    }
+    for error in &errors {
+        match (error.errno, encoded.locate(error.seq, error.offset)) {
+            (ERESTART | EINTR, _) => {
+                let what = "the generation is another one";
+                return Err(KernelError::Interrupted(what.to_owned()));
+            }
+            (EPERM, Place::Batch) => {
+                let source = io::Error::from_raw_os_error(EPERM);
+                return Err(KernelError::Socket { doing: "changing nf_tables", source });
+            }
+            _ => (),
+        }
+    }
+    Err(KernelError::Rejected(errors.into_iter().map(|it| rejection(batch, encoded, it)).collect()))
+}
+
+fn rejection(batch: &Batch, encoded: &Encoded, error: &ErrorMessage) -> Rejection {
+    let (op, what) = match encoded.locate(error.seq, error.offset) {
+        Place::Op(index) => {
+            (Some(index), batch.0.get(index).map_or_else(String::new, render::command))
+        }
+        Place::Batch => (None, "the batch as a whole".to_owned()),
+        Place::Unknown => (None, "one of several elements".to_owned()),
+        Place::Elsewhere => (None, "another batch".to_owned()),
+    };
+    let owner = op.and_then(|index| batch.0.get(index)).and_then(owner);
+    Rejection { op, owner, errno: error.errno, what }
+}
+
+fn owner(op: &Op) -> Option<Owner> {
+    match op {
+        Op::AddElement { owner, .. } | Op::DeleteElement { owner, .. } => *owner,
+        Op::AddTable(_)
+        | Op::DeleteTable(_)
+        | Op::AddSet { .. }
+        | Op::ResizeSet { .. }
+        | Op::AddChain { .. }
+        | Op::FlushChain { .. }
+        | Op::DeleteChain { .. }
+        | Op::AddRule { .. } => None,
+    }
+}

@@ -113,3 +113,11 @@ pub(super) fn excerpt(text: &str) -> String {
     }
     shown
 }
+
+/// An error message of a parser, fit for a log: one line, not longer than a few of them.
+pub(super) fn one_line(message: &str) -> String {
+    const SHOWN: usize = 300;
+    let words: Vec<&str> = message.split_whitespace().collect();
+    let line = words.join(" ");
+    line.chars().take(SHOWN).filter(|it| !it.is_control()).collect()
+}

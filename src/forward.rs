@@ -78,7 +78,8 @@ impl PortForwarding {
     /// from outside, are dropped because all endpoints are on other nodes (reference 9).
     pub fn lacks_local(&self) -> LacksLocal {
         let dropped = |internal| {
-            let mut frontends = self.frontends.iter().filter(|it| (it.kind == FrontendKind::ClusterIp) == internal);
+            let mut frontends =
+                self.frontends.iter().filter(|it| (it.kind == FrontendKind::ClusterIp) == internal);
             frontends.any(|it| it.without_backend == WithoutBackend::Drop)
         };
         LacksLocal { internal: dropped(true), external: dropped(false) }

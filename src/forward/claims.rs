@@ -50,7 +50,11 @@ struct Claimant {
 impl Claims {
     /// Replaces what a Service claims (`None`: it is gone) and returns the Services, perhaps itself, that may have
     /// won or lost something.
-    pub fn replace(&mut self, id: ServiceId, new: Option<(Rank, Vec<Claim>)>) -> BTreeSet<ServiceId> {
+    pub fn replace(
+        &mut self,
+        id: ServiceId,
+        new: Option<(Rank, Vec<Claim>)>,
+    ) -> BTreeSet<ServiceId> {
         let mut affected = BTreeSet::new();
         let old = self.claimants.remove(&id);
         let (rank, mut claims) = match new {
@@ -166,7 +170,8 @@ mod tests {
     fn other_families_protocols_and_ports_are_no_conflict() {
         let mut claims = Claims::default();
         let base = at("192.0.2.1");
-        let node_port = |family| Claim { family, at: FrontendAddress::NodePort(port(30080)), ..base };
+        let node_port =
+            |family| Claim { family, at: FrontendAddress::NodePort(port(30080)), ..base };
         let all = [
             base,
             Claim { protocol: Protocol::Udp, ..base },
@@ -175,7 +180,10 @@ mod tests {
             node_port(Family::V6),
         ];
         for (number, claim) in (0..).zip(all) {
-            assert_eq!(claims.replace(ServiceId(number), Some((rank("old"), vec![claim]))), [].into());
+            assert_eq!(
+                claims.replace(ServiceId(number), Some((rank("old"), vec![claim]))),
+                [].into()
+            );
         }
         assert_eq!(claims.contested.len(), 0);
     }
@@ -195,12 +203,22 @@ mod tests {
     }
 
     fn rank(title: &str) -> Rank {
-        let created = if title.starts_with("old") { 1 } else if title == "young" { 2 } else { 3 };
+        let created = if title.starts_with("old") {
+            1
+        } else if title == "young" {
+            2
+        } else {
+            3
+        };
         Rank::of(&Service { created, ..service(&format!("ns/{title}"), "10.0.0.1") })
     }
 
     fn at(address: &str) -> Claim {
         let address: IpAddr = ip(address);
-        Claim { family: Family::of(address), protocol: Protocol::Tcp, at: FrontendAddress::Address(address, port(80)) }
+        Claim {
+            family: Family::of(address),
+            protocol: Protocol::Tcp,
+            at: FrontendAddress::Address(address, port(80)),
+        }
     }
 }

@@ -46,7 +46,9 @@ impl Forwarder {
         let mut dirty = touched.clone();
         for id in touched {
             let service = cluster.service(*id);
-            dirty.extend(self.claims.replace(*id, service.map(|it| (Rank::of(it), ports::claims(it)))));
+            dirty.extend(
+                self.claims.replace(*id, service.map(|it| (Rank::of(it), ports::claims(it)))),
+            );
         }
         let (mut changed, mut ended, mut began) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
         for id in dirty {

@@ -9,11 +9,13 @@ use ipnet::IpNet;
 use super::claims::{Claim, Claims};
 use super::select::{Selection, SlicePorts, Uses, select};
 use super::{
-    Conflict, Frontend, FrontendAddress, FrontendKind, HealthCheck, PortForwarding, ServiceForwarding, Settings,
-    WithoutBackend,
+    Conflict, Frontend, FrontendAddress, FrontendKind, HealthCheck, PortForwarding,
+    ServiceForwarding, Settings, WithoutBackend,
 };
 use crate::model::range::disjoint;
-use crate::model::{Cluster, Family, Service, ServiceFamily, ServiceId, ServicePort, SourceRanges, TrafficPolicy};
+use crate::model::{
+    Cluster, Family, Service, ServiceFamily, ServiceId, ServicePort, SourceRanges, TrafficPolicy,
+};
 
 /// Everything that a Service claims, in the order of its ports.
 pub(super) fn claims(service: &Service) -> Vec<Claim> {
@@ -35,8 +37,12 @@ fn wanted(service: &Service, port: &ServicePort) -> Vec<Wanted> {
         let at = |address: IpAddr, kind| ask(FrontendAddress::Address(address, port.port), kind);
         wanted.push(at(addresses.cluster_ip, FrontendKind::ClusterIp));
         wanted.extend(addresses.external_ips.iter().map(|it| at(*it, FrontendKind::ExternalIp)));
-        wanted.extend(addresses.load_balancer_ips.iter().map(|it| at(*it, FrontendKind::LoadBalancerIp)));
-        wanted.extend(port.node_port.map(|it| ask(FrontendAddress::NodePort(it), FrontendKind::NodePort)));
+        wanted.extend(
+            addresses.load_balancer_ips.iter().map(|it| at(*it, FrontendKind::LoadBalancerIp)),
+        );
+        wanted.extend(
+            port.node_port.map(|it| ask(FrontendAddress::NodePort(it), FrontendKind::NodePort)),
+        );
     }
     wanted
 }
@@ -78,7 +84,8 @@ pub(super) fn forward(
     for port in &service.ports {
         let won = scope.won(port, &mut conflicts);
         for family in families.iter().flatten() {
-            let won: Vec<Wanted> = won.iter().copied().filter(|it| it.claim.family == family.family).collect();
+            let won: Vec<Wanted> =
+                won.iter().copied().filter(|it| it.claim.family == family.family).collect();
             if !won.is_empty() {
                 ports.push(family.port(service, port, &won));
             }
@@ -146,7 +153,10 @@ impl<'a> FamilyScope<'a> {
     /// `None`: the Service does not exist in this family.
     fn of(settings: &Settings, scope: &Scope<'a>, family: Family) -> Option<Self> {
         let addresses = scope.service.family(family)?;
-        let node_ip = settings.node_ip.filter(|it| Family::of(*it) == family).or(scope.cluster.node_ip(family));
+        let node_ip = settings
+            .node_ip
+            .filter(|it| Family::of(*it) == family)
+            .or(scope.cluster.node_ip(family));
         Some(FamilyScope {
             family,
             slices: SlicePorts::of(scope.cluster.slices(scope.id), family),
@@ -193,7 +203,9 @@ impl<'a> FamilyScope<'a> {
 fn policy_of(service: &Service, kind: FrontendKind) -> TrafficPolicy {
     match kind {
         FrontendKind::ClusterIp => service.internal_policy,
-        FrontendKind::ExternalIp | FrontendKind::LoadBalancerIp | FrontendKind::NodePort => service.external_policy,
+        FrontendKind::ExternalIp | FrontendKind::LoadBalancerIp | FrontendKind::NodePort => {
+            service.external_policy
+        }
     }
 }
 

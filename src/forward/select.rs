@@ -52,7 +52,11 @@ impl<'a> SlicePorts<'a> {
         let mut ports: Vec<SlicePortOf<'a>> = slices
             .flat_map(|slice| {
                 let of = |port: &'a SlicePort| (&*port.name, port.protocol);
-                slice.ports.iter().map(move |port| SlicePortOf { key: of(port), number: port.port, slice })
+                slice.ports.iter().map(move |port| SlicePortOf {
+                    key: of(port),
+                    number: port.port,
+                    slice,
+                })
             })
             .collect();
         ports.sort_unstable_by_key(|it| it.key);
@@ -70,7 +74,10 @@ impl<'a> SlicePorts<'a> {
         let mut candidates: Vec<Candidate<'a>> = those
             .flat_map(|port| {
                 let backend = |it: &Endpoint| Backend { address: it.address, port: port.number };
-                port.slice.endpoints.iter().map(move |endpoint| Candidate { backend: backend(endpoint), endpoint })
+                port.slice
+                    .endpoints
+                    .iter()
+                    .map(move |endpoint| Candidate { backend: backend(endpoint), endpoint })
             })
             .collect();
         candidates.sort_unstable_by_key(|it| (it.backend, Reverse(preference(it.endpoint))));
@@ -82,8 +89,10 @@ impl<'a> SlicePorts<'a> {
     pub fn count_local(&self) -> u32 {
         let ports = self.0.chunk_by(|a, b| a.key == b.key).filter_map(|it| it.first());
         let candidates = ports.flat_map(|it| self.candidates(it.key.0, it.key.1));
-        let mut addresses: Vec<IpAddr> =
-            candidates.filter(|it| it.endpoint.local && it.endpoint.ready).map(|it| it.backend.address).collect();
+        let mut addresses: Vec<IpAddr> = candidates
+            .filter(|it| it.endpoint.local && it.endpoint.ready)
+            .map(|it| it.backend.address)
+            .collect();
         addresses.sort_unstable();
         addresses.dedup();
         u32::try_from(addresses.len()).unwrap_or(u32::MAX)
@@ -92,7 +101,8 @@ impl<'a> SlicePorts<'a> {
 
 /// Orders contradicting statements about one endpoint. Total, up to statements that are equal.
 fn preference(endpoint: &Endpoint) -> impl Ord + use<'_> {
-    let Endpoint { address: _, ready, serving, terminating, local, node_hint, zone_hints } = endpoint;
+    let Endpoint { address: _, ready, serving, terminating, local, node_hint, zone_hints } =
+        endpoint;
     (!terminating, ready, serving, local, node_hint, zone_hints)
 }
 
@@ -103,7 +113,8 @@ pub fn select(candidates: &[Candidate<'_>], uses: Uses, zone: Option<&str>) -> S
     let chosen = || cluster.iter().chain(&local);
     // Reachable is the union of both sets, whichever way reference 3.4 spells it: what it leaves out of the union
     // is in the cluster set already.
-    let mut hairpin: Vec<IpAddr> = chosen().filter(|it| it.endpoint.local).map(|it| it.backend.address).collect();
+    let mut hairpin: Vec<IpAddr> =
+        chosen().filter(|it| it.endpoint.local).map(|it| it.backend.address).collect();
     hairpin.sort_unstable();
     hairpin.dedup();
     let usable = |it: &Candidate<'_>| it.endpoint.ready || is_fallback(it.endpoint);

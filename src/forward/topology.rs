@@ -65,7 +65,11 @@ mod tests {
         check(&["10.0.0.1 unready zone=a"], Some("a"), Anywhere);
         check(&["10.0.0.1 node=this", "10.0.0.2 node=other"], Some("a"), SameNode);
         check(&["10.0.0.1 node=other", "10.0.0.2 node=other"], Some("a"), Anywhere);
-        check(&["10.0.0.1 node=other zone=a", "10.0.0.2 node=other zone=b"], Some("a"), SameZone("a"));
+        check(
+            &["10.0.0.1 node=other zone=a", "10.0.0.2 node=other zone=b"],
+            Some("a"),
+            SameZone("a"),
+        );
         check(&["10.0.0.1 node=this zone=b", "10.0.0.2 node=other zone=a"], Some("a"), SameNode);
         check(&["10.0.0.1 node=this zone=b", "10.0.0.2 zone=a"], Some("a"), SameZone("a"));
     }

@@ -50,7 +50,12 @@ struct Entry {
 impl Default for Cluster {
     /// A cluster of which all four resources will be listed.
     fn default() -> Self {
-        Cluster::new(&[Resource::Service, Resource::EndpointSlice, Resource::Node, Resource::ServiceCidr])
+        Cluster::new(&[
+            Resource::Service,
+            Resource::EndpointSlice,
+            Resource::Node,
+            Resource::ServiceCidr,
+        ])
     }
 }
 
@@ -161,8 +166,10 @@ impl Cluster {
 
     fn sweep_slices(&mut self, epoch: Epoch) -> Touched {
         let slices = self.entries.iter().flatten().flat_map(|it| &it.slices);
-        let names: Vec<ObjectName> =
-            slices.filter(|(_, seen)| *seen != epoch).map(|(slice, _)| slice.name.clone()).collect();
+        let names: Vec<ObjectName> = slices
+            .filter(|(_, seen)| *seen != epoch)
+            .map(|(slice, _)| slice.name.clone())
+            .collect();
         union(names.iter().map(|name| self.delete_slice(name)))
     }
 
@@ -239,7 +246,11 @@ impl Cluster {
         entry.slices.retain(|(slice, _)| slice.name != *name);
         let touches: Vec<ServiceId> = entry.service.as_ref().map(|_| owner).into_iter().collect();
         self.leave(owner);
-        Touched { triggers_void: [owner].into(), services: touches.into_iter().collect(), ..Touched::default() }
+        Touched {
+            triggers_void: [owner].into(),
+            services: touches.into_iter().collect(),
+            ..Touched::default()
+        }
     }
 
     fn apply_node(&mut self, node: Node) -> Touched {
@@ -249,13 +260,20 @@ impl Cluster {
         let old = self.node.replace(node);
         let zone = |node: Option<&Node>| node.and_then(|it| it.zone.clone());
         let moved = zone(old.as_ref()) != zone(self.node.as_ref());
-        let renumbered = Family::ALL.map(|family| old.as_ref().and_then(|it| it.primary(family)) != self.node_ip(family));
+        let renumbered = Family::ALL
+            .map(|family| old.as_ref().and_then(|it| it.primary(family)) != self.node_ip(family));
         // A walk over everything instead of a count kept up to date: a node's zone and addresses change about never.
         let entries = (0..).map(ServiceId).zip(&self.entries);
         let dependent = entries.filter(|(_, entry)| {
-            entry.as_ref().is_some_and(|it| (moved && it.has_zone_hints()) || it.has_source_ranges(renumbered))
+            entry.as_ref().is_some_and(|it| {
+                (moved && it.has_zone_hints()) || it.has_source_ranges(renumbered)
+            })
         });
-        Touched { node: true, services: dependent.map(|(id, _)| id).collect(), ..Touched::default() }
+        Touched {
+            node: true,
+            services: dependent.map(|(id, _)| id).collect(),
+            ..Touched::default()
+        }
     }
 
     fn apply_service_cidr(&mut self, cidr: ServiceCidr) -> Touched {
@@ -294,7 +312,9 @@ impl Cluster {
         let entry = Entry { name: name.clone(), service: None, slices: Vec::new() };
         let id = self.free.pop().unwrap_or_else(|| {
             self.entries.push(None);
-            ServiceId(u32::try_from(self.entries.len() - 1).expect("memory ends before 2^32 Services"))
+            ServiceId(
+                u32::try_from(self.entries.len() - 1).expect("memory ends before 2^32 Services"),
+            )
         });
         if let Some(place) = self.entries.get_mut(id.index()) {
             *place = Some(entry);

@@ -22,8 +22,11 @@ struct List {
 
 impl Ledger {
     pub(super) fn new(required: &[Resource]) -> Self {
-        let list = |resource| List { epoch: 0, required: required.contains(&resource), listed: false };
-        let lists = [Resource::Service, Resource::EndpointSlice, Resource::Node, Resource::ServiceCidr].map(list);
+        let list =
+            |resource| List { epoch: 0, required: required.contains(&resource), listed: false };
+        let lists =
+            [Resource::Service, Resource::EndpointSlice, Resource::Node, Resource::ServiceCidr]
+                .map(list);
         Ledger { lists, complete: required.is_empty() }
     }
 

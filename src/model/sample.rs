@@ -31,7 +31,12 @@ pub(crate) fn service_port(name: &str, protocol: Protocol, number: u16) -> Servi
 
 pub(crate) fn family(cluster_ip: &str) -> ServiceFamily {
     let source_ranges = SourceRanges::Unrestricted;
-    ServiceFamily { cluster_ip: ip(cluster_ip), external_ips: vec![], load_balancer_ips: vec![], source_ranges }
+    ServiceFamily {
+        cluster_ip: ip(cluster_ip),
+        external_ips: vec![],
+        load_balancer_ips: vec![],
+        source_ranges,
+    }
 }
 
 /// A ClusterIP Service with the port "p80" 80/TCP.
@@ -85,7 +90,9 @@ pub(crate) fn endpoint(text: &str) -> Endpoint {
         };
         (endpoint.ready, endpoint.serving, endpoint.terminating) = (ready, serving, terminating);
         match word.split_once('=') {
-            Some(("zone", zones)) => endpoint.zone_hints = Some(zones.split(',').map(Arc::from).collect()),
+            Some(("zone", zones)) => {
+                endpoint.zone_hints = Some(zones.split(',').map(Arc::from).collect())
+            }
             Some(("node", "this")) => endpoint.node_hint = NodeHint::ThisNode,
             Some(("node", "other")) => endpoint.node_hint = NodeHint::OtherNodes,
             None if word == "local" => endpoint.local = true,
@@ -137,7 +144,9 @@ impl World {
                 self.objects.insert(key(&change), (*change).clone());
                 vec![*change]
             }
-            Step::Delete(resource, at) => self.delete(resource, at).map(deletion).into_iter().collect(),
+            Step::Delete(resource, at) => {
+                self.delete(resource, at).map(deletion).into_iter().collect()
+            }
             Step::DeleteUnseen(resource, at) => {
                 self.delete(resource, at);
                 vec![]
@@ -147,8 +156,11 @@ impl World {
                 let length = all.len().max(1);
                 all.rotate_left(turn % length);
                 let first = broken.map(|it| all[..it % length.min(all.len() + 1)].to_vec());
-                let first = first.into_iter().flat_map(|it| [vec![Change::Listing(resource)], it].concat());
-                let second = [vec![Change::Listing(resource)], all.clone(), vec![Change::Listed(resource)]].concat();
+                let first =
+                    first.into_iter().flat_map(|it| [vec![Change::Listing(resource)], it].concat());
+                let second =
+                    [vec![Change::Listing(resource)], all.clone(), vec![Change::Listed(resource)]]
+                        .concat();
                 first.chain(second).collect()
             }
         }
@@ -166,20 +178,31 @@ impl World {
     }
 
     fn objects_of(&self, resource: Resource) -> Vec<Change> {
-        self.objects.iter().filter(|((it, _), _)| *it == resource).map(|(_, it)| it.clone()).collect()
+        self.objects
+            .iter()
+            .filter(|((it, _), _)| *it == resource)
+            .map(|(_, it)| it.clone())
+            .collect()
     }
 
     fn delete(&mut self, resource: Resource, at: usize) -> Option<(Resource, ObjectName)> {
         // The own Node outlives its object in the cluster, so it never goes here.
-        let keys: Vec<_> = self.objects.keys().filter(|(it, _)| *it == resource && *it != Resource::Node).cloned().collect();
+        let keys: Vec<_> = self
+            .objects
+            .keys()
+            .filter(|(it, _)| *it == resource && *it != Resource::Node)
+            .cloned()
+            .collect();
         let key = keys.get(at % keys.len().max(1))?.clone();
         self.objects.remove(&key);
         Some(key)
     }
 }
 
-const RESOURCES: [Resource; 4] = [Resource::EndpointSlice, Resource::Service, Resource::Node, Resource::ServiceCidr];
+const RESOURCES: [Resource; 4] =
+    [Resource::EndpointSlice, Resource::Service, Resource::Node, Resource::ServiceCidr];
 
+#[expect(clippy::wildcard_enum_match_arm, reason = "steps set objects, nothing else")]
 fn key(change: &Change) -> (Resource, ObjectName) {
     match change {
         Change::ServiceApplied(it) => (Resource::Service, it.name.clone()),
@@ -220,7 +243,10 @@ pub(crate) fn steps() -> impl Strategy<Value = Vec<Step>> {
 
 fn services() -> impl Strategy<Value = Service> {
     let policy = || select(vec![TrafficPolicy::Cluster, TrafficPolicy::Local]);
-    let families = (option::weighted(0.9, family_of("10.96.0", "192.0.2")), option::of(family_of("fd00:96:", "2001:db8:")));
+    let families = (
+        option::weighted(0.9, family_of("10.96.0", "192.0.2")),
+        option::of(family_of("fd00:96:", "2001:db8:")),
+    );
     let ports = subsequence(vec!["", "a", "b"], 0..=3).prop_flat_map(|names| {
         let ports: Vec<_> = names.into_iter().map(ports).collect();
         ports
@@ -228,7 +254,13 @@ fn services() -> impl Strategy<Value = Service> {
     let health = option::of(select(vec![30000_u16, 30001]));
     let scalars = (0..4_u8, 0..3_i64, option::of(select(vec![10_u32, 20])), health);
     (scalars, families, ports, policy(), policy()).prop_map(
-        |((number, created, affinity, health), (v4, v6), ports, internal_policy, external_policy)| Service {
+        |(
+            (number, created, affinity, health),
+            (v4, v6),
+            ports,
+            internal_policy,
+            external_policy,
+        )| Service {
             name: name(&format!("ns/s{number}")),
             uid: "".into(),
             created,
@@ -256,21 +288,23 @@ fn ports(name: &'static str) -> impl Strategy<Value = ServicePort> {
 fn family_of(inside: &'static str, outside: &'static str) -> impl Strategy<Value = ServiceFamily> {
     let separator = if inside.contains(':') { ":" } else { "." };
     let address = move |net: &str, host: u8| ip(&format!("{net}{separator}{host}"));
-    let outer: Vec<IpAddr> = (1..4).map(|it| address(outside, it)).chain([address(inside, 1)]).collect();
+    let outer: Vec<IpAddr> =
+        (1..4).map(|it| address(outside, it)).chain([address(inside, 1)]).collect();
     let ranges = match separator {
         ":" => vec!["fd00:5::/64", "2001:db8::/32"],
         _ => vec!["203.0.113.0/25", "192.168.0.0/24"],
     };
     let ranges: Vec<ipnet::IpNet> = ranges.into_iter().map(|it| it.parse().unwrap()).collect();
     let few = || subsequence(outer.clone(), 0..=2);
-    (1..6_u8, few(), few(), option::of(subsequence(ranges, 1..=2))).prop_map(move |(host, external, balancer, ranges)| {
-        ServiceFamily {
+    (1..6_u8, few(), few(), option::of(subsequence(ranges, 1..=2))).prop_map(
+        move |(host, external, balancer, ranges)| ServiceFamily {
             cluster_ip: address(inside, host),
             external_ips: sorted(external),
             load_balancer_ips: sorted(balancer),
-            source_ranges: ranges.map_or(SourceRanges::Unrestricted, |it| SourceRanges::Only(sorted(it))),
-        }
-    })
+            source_ranges: ranges
+                .map_or(SourceRanges::Unrestricted, |it| SourceRanges::Only(sorted(it))),
+        },
+    )
 }
 
 fn sorted<T: Ord>(mut list: Vec<T>) -> Vec<T> {
@@ -279,30 +313,35 @@ fn sorted<T: Ord>(mut list: Vec<T>) -> Vec<T> {
 }
 
 fn slices() -> impl Strategy<Value = EndpointSlice> {
-    let ports = vec((select(vec!["", "a", "b"]), select(vec![Protocol::Tcp, Protocol::Udp]), 8080..8082_u16), 0..3);
+    let ports = vec(
+        (select(vec!["", "a", "b"]), select(vec![Protocol::Tcp, Protocol::Udp]), 8080..8082_u16),
+        0..3,
+    );
     let header = (0..5_u8, 0..4_u8, select(Family::ALL.to_vec()), option::of(0..9_i128));
-    (header, ports, vec(endpoints(), 0..5)).prop_map(|((number, owner, family, trigger_time), ports, endpoints)| {
-        let ports = ports.into_iter().map(|(name, protocol, number)| SlicePort {
-            name: name.into(),
-            protocol,
-            port: port(number),
-        });
-        let endpoints = endpoints.into_iter().map(|(host, endpoint)| Endpoint {
-            address: match family {
-                Family::V4 => ip(&format!("10.1.0.{host}")),
-                Family::V6 => ip(&format!("fd00:1::{host}")),
-            },
-            ..endpoint
-        });
-        EndpointSlice {
-            name: name(&format!("ns/slice-{number}")),
-            service: name(&format!("ns/s{owner}")),
-            family,
-            ports: ports.collect(),
-            endpoints: endpoints.collect(),
-            trigger_time,
-        }
-    })
+    (header, ports, vec(endpoints(), 0..5)).prop_map(
+        |((number, owner, family, trigger_time), ports, endpoints)| {
+            let ports = ports.into_iter().map(|(name, protocol, number)| SlicePort {
+                name: name.into(),
+                protocol,
+                port: port(number),
+            });
+            let endpoints = endpoints.into_iter().map(|(host, endpoint)| Endpoint {
+                address: match family {
+                    Family::V4 => ip(&format!("10.1.0.{host}")),
+                    Family::V6 => ip(&format!("fd00:1::{host}")),
+                },
+                ..endpoint
+            });
+            EndpointSlice {
+                name: name(&format!("ns/slice-{number}")),
+                service: name(&format!("ns/s{owner}")),
+                family,
+                ports: ports.collect(),
+                endpoints: endpoints.collect(),
+                trigger_time,
+            }
+        },
+    )
 }
 
 fn endpoints() -> impl Strategy<Value = (u8, Endpoint)> {
@@ -317,13 +356,15 @@ fn endpoints() -> impl Strategy<Value = (u8, Endpoint)> {
 
 fn nodes() -> impl Strategy<Value = Node> {
     let addresses = subsequence(vec!["192.168.0.2", "192.168.9.9", "2001:db8::5"], 0..=3);
-    (option::of(select(vec!["a", "b"])), addresses, any::<bool>()).prop_map(|(zone, addresses, going_away)| Node {
-        name: "node-1".into(),
-        addresses: addresses.into_iter().map(ip).collect(),
-        pod_cidrs: vec![],
-        zone: zone.map(Arc::from),
-        going_away,
-    })
+    (option::of(select(vec!["a", "b"])), addresses, any::<bool>()).prop_map(
+        |(zone, addresses, going_away)| Node {
+            name: "node-1".into(),
+            addresses: addresses.into_iter().map(ip).collect(),
+            pod_cidrs: vec![],
+            zone: zone.map(Arc::from),
+            going_away,
+        },
+    )
 }
 
 fn cidrs() -> impl Strategy<Value = ServiceCidr> {

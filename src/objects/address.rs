@@ -64,7 +64,8 @@ fn parse(text: &str) -> Option<IpAddr> {
 }
 
 fn parse_v4(text: &str) -> Option<Ipv4Addr> {
-    let mut octets = text.split('.').map(|it| decimal(it, 255).and_then(|it| u8::try_from(it).ok()));
+    let mut octets =
+        text.split('.').map(|it| decimal(it, 255).and_then(|it| u8::try_from(it).ok()));
     let address = Ipv4Addr::new(octets.next()??, octets.next()??, octets.next()??, octets.next()??);
     octets.next().is_none().then_some(address)
 }
@@ -128,8 +129,25 @@ mod tests {
     #[test]
     fn what_is_no_address_is_none() {
         let wrong = [
-            "", " ", "10.0.0", "10.0.0.1.2", "10.0.0.256", "10.0.0.-1", "10.0.0.+1", "10.0.0.1 ", "0x0a.0.0.1", "1..2.3",
-            "fe80::1%eth0", "fd00:::1", "1:2:3:4:5:6:7", "12345::", "fd00::g", "10.0.0.1/8", "[::1]", "１.0.0.1", "::1.2.3",
+            "",
+            " ",
+            "10.0.0",
+            "10.0.0.1.2",
+            "10.0.0.256",
+            "10.0.0.-1",
+            "10.0.0.+1",
+            "10.0.0.1 ",
+            "0x0a.0.0.1",
+            "1..2.3",
+            "fe80::1%eth0",
+            "fd00:::1",
+            "1:2:3:4:5:6:7",
+            "12345::",
+            "fd00::g",
+            "10.0.0.1/8",
+            "[::1]",
+            "１.0.0.1",
+            "::1.2.3",
         ];
         for text in wrong {
             assert_eq!(parse_ip(text), None, "{text:?}");
@@ -150,16 +168,37 @@ mod tests {
 
     #[test]
     fn what_is_no_range_is_none() {
-        for text in ["", "10.0.0.0", "10.0.0.0/", "10.0.0.0/33", "10.0.0.0/-1", "::/129", "/8", "10.0.0.0/8/8", "a/8"] {
+        for text in [
+            "",
+            "10.0.0.0",
+            "10.0.0.0/",
+            "10.0.0.0/33",
+            "10.0.0.0/-1",
+            "::/129",
+            "/8",
+            "10.0.0.0/8/8",
+            "a/8",
+        ] {
             assert_eq!(parse_cidr(text), None, "{text:?}");
         }
     }
 
     #[test]
     fn special_addresses_are_named() {
-        let kinds = ["0.0.0.0", "127.1.2.3", "224.0.0.1", "239.1.1.1", "255.255.255.255", "169.254.1.1", "10.0.0.1"];
+        let kinds = [
+            "0.0.0.0",
+            "127.1.2.3",
+            "224.0.0.1",
+            "239.1.1.1",
+            "255.255.255.255",
+            "169.254.1.1",
+            "10.0.0.1",
+        ];
         let words = kinds.map(|it| special(it.parse().unwrap()).unwrap_or("-"));
-        assert_eq!(words, ["unspecified", "loopback", "multicast", "multicast", "broadcast", "link-local", "-"]);
+        assert_eq!(
+            words,
+            ["unspecified", "loopback", "multicast", "multicast", "broadcast", "link-local", "-"]
+        );
         let kinds = ["::", "::1", "ff02::1", "fe80::1", "fd00::1"];
         let words = kinds.map(|it| special(it.parse().unwrap()).unwrap_or("-"));
         assert_eq!(words, ["unspecified", "loopback", "multicast", "link-local", "-"]);
@@ -172,6 +211,10 @@ mod tests {
 
     #[track_caller]
     fn check_cidr(text: &str, expected: &str) {
-        assert_eq!(parse_cidr(text).map(|it| it.to_string()).as_deref(), Some(expected), "{text:?}");
+        assert_eq!(
+            parse_cidr(text).map(|it| it.to_string()).as_deref(),
+            Some(expected),
+            "{text:?}"
+        );
     }
 }

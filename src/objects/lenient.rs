@@ -224,7 +224,14 @@ mod tests {
 
     #[test]
     fn anything_else_is_wrong_and_read_to_its_end() {
-        for json in ["80", "true", r#"{"a":[1,{"b":2}]}"#, "[1,[2]]", "1.5", "123456789012345678901234567890"] {
+        for json in [
+            "80",
+            "true",
+            r#"{"a":[1,{"b":2}]}"#,
+            "[1,[2]]",
+            "1.5",
+            "123456789012345678901234567890",
+        ] {
             check(json, Field::<String>::Wrong);
         }
         for json in [r#""80""#, "80.0", "18446744073709551615", "[]", "{}"] {
@@ -257,6 +264,10 @@ mod tests {
     {
         assert_eq!(serde_json::from_str::<Field<T>>(json).unwrap(), expected, "{json}");
         let value: serde_json::Value = serde_json::from_str(json).unwrap();
-        assert_eq!(serde_json::from_value::<Field<T>>(value).unwrap(), expected, "{json} as a value");
+        assert_eq!(
+            serde_json::from_value::<Field<T>>(value).unwrap(),
+            expected,
+            "{json} as a value"
+        );
     }
 }

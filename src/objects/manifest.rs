@@ -96,7 +96,9 @@ fn chunks(text: &str) -> Vec<Chunk<'_>> {
     let mut chunks = Vec::new();
     let (mut begin, mut begin_line, mut at) = (0, 1, 0);
     for (number, line) in (1..).zip(text.split_inclusive('\n')) {
-        let separator = line.strip_prefix("---").filter(|it| it.is_empty() || it.starts_with([' ', '\t', '\r', '\n']));
+        let separator = line
+            .strip_prefix("---")
+            .filter(|it| it.is_empty() || it.starts_with([' ', '\t', '\r', '\n']));
         if separator.is_some() {
             chunks.push(Chunk { text: text.get(begin..at).unwrap_or(""), line: begin_line });
             (begin, begin_line) = (at + 3, number);
@@ -110,7 +112,12 @@ fn chunks(text: &str) -> Vec<Chunk<'_>> {
 
 /// Nothing but comments, directives and document ends.
 fn is_blank(text: &str) -> bool {
-    text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#') || line.starts_with(['%']) || line.trim_end() == "...")
+    text.lines().all(|line| {
+        line.trim().is_empty()
+            || line.trim_start().starts_with('#')
+            || line.starts_with(['%'])
+            || line.trim_end() == "..."
+    })
 }
 
 /// JSON may hold several objects one after the other, as `kubectl ... -o json` in a loop writes them.
@@ -147,7 +154,6 @@ fn options(length: usize) -> serde_saphyr::Options {
             max_total_replayed_events: ALIAS_LIMIT,
         },
         with_snippet: false,
-        emit_comments: false,
     }
 }
 
@@ -163,7 +169,9 @@ fn read_object(value: Value, listed: Option<(&str, &str)>, place: Place, manifes
         return manifest.objects.push(Err(place.bad(None, message)));
     }
     match (version.as_str(), kind.as_str()) {
-        ("v1", "Service") => manifest.objects.push(read(value, place).map(in_namespace).map(Object::Service)),
+        ("v1", "Service") => {
+            manifest.objects.push(read(value, place).map(in_namespace).map(Object::Service))
+        }
         ("discovery.k8s.io/v1", "EndpointSlice") => {
             manifest.objects.push(read(value, place).map(in_namespace).map(Object::EndpointSlice));
         }
@@ -171,7 +179,9 @@ fn read_object(value: Value, listed: Option<(&str, &str)>, place: Place, manifes
         ("networking.k8s.io/v1" | "networking.k8s.io/v1beta1", "ServiceCIDR") => {
             manifest.objects.push(read(value, place).map(Object::ServiceCidr));
         }
-        (version, kind) if listed.is_none() && kind.ends_with("List") && value.get("items").is_some() => {
+        (version, kind)
+            if listed.is_none() && kind.ends_with("List") && value.get("items").is_some() =>
+        {
             read_list(value, version, kind, place, manifest);
         }
         _ => manifest.ignored += 1,
@@ -182,7 +192,9 @@ fn read_object(value: Value, listed: Option<(&str, &str)>, place: Place, manifes
 fn read_list(mut list: Value, version: &str, kind: &str, place: Place, manifest: &mut Manifest) {
     let item = (version, kind.strip_suffix("List").unwrap_or(kind));
     match list.get_mut("items").map(Value::take) {
-        Some(Value::Array(items)) => items.into_iter().for_each(|it| read_object(it, Some(item), place, manifest)),
+        Some(Value::Array(items)) => {
+            items.into_iter().for_each(|it| read_object(it, Some(item), place, manifest))
+        }
         Some(Value::Null) | None => (),
         Some(_) => manifest.objects.push(Err(place.bad(None, "items is no list"))),
     }
@@ -250,8 +262,14 @@ kind: ConfigMap
 data: {text: \"--- no separator\"}
 ";
         check(text, "Service ns/a; EndpointSlice default/b; Node /c; ServiceCidr /d; ignored 2");
-        check(&text.replace('\n', "\r\n"), "Service ns/a; EndpointSlice default/b; Node /c; ServiceCidr /d; ignored 2");
-        check(&format!("\u{feff}{text}"), "Service ns/a; EndpointSlice default/b; Node /c; ServiceCidr /d; ignored 2");
+        check(
+            &text.replace('\n', "\r\n"),
+            "Service ns/a; EndpointSlice default/b; Node /c; ServiceCidr /d; ignored 2",
+        );
+        check(
+            &format!("\u{feff}{text}"),
+            "Service ns/a; EndpointSlice default/b; Node /c; ServiceCidr /d; ignored 2",
+        );
     }
 
     #[test]
@@ -271,14 +289,30 @@ data: {text: \"--- no separator\"}
         check(json, "EndpointSlice default/a; ignored 0");
         check(r#"{"apiVersion": "v1", "kind": "PodList", "items": [{}, {}]}"#, "ignored 2");
         check(r#"{"apiVersion": "v1", "kind": "List", "items": null}"#, "ignored 0");
-        check("apiVersion: v1\nkind: List\nitems: 3\n", "document 1, line 1: items is no list; ignored 0");
-        check("apiVersion: v1\nkind: List\nitems: [7]\n", "document 1, line 1: not a Kubernetes object: apiVersion and kind are missing; ignored 0");
+        check(
+            "apiVersion: v1\nkind: List\nitems: 3\n",
+            "document 1, line 1: items is no list; ignored 0",
+        );
+        check(
+            "apiVersion: v1\nkind: List\nitems: [7]\n",
+            "document 1, line 1: not a Kubernetes object: apiVersion and kind are missing; ignored 0",
+        );
     }
 
     #[test]
     fn one_bad_document_does_not_spoil_the_others() {
         let good = "apiVersion: v1\nkind: Service\nmetadata: {name: a}\n";
-        for bad in ["key: [1,\n", "\"unclosed\n", "a: b: c\n", "\tx: 1\n", "a: 1\na: 2\n", "*unknown\n", "{\"a\": }\n", "just text\n", "&a [*a]\n"] {
+        for bad in [
+            "key: [1,\n",
+            "\"unclosed\n",
+            "a: b: c\n",
+            "\tx: 1\n",
+            "a: 1\na: 2\n",
+            "*unknown\n",
+            "{\"a\": }\n",
+            "just text\n",
+            "&a [*a]\n",
+        ] {
             let found = documents(&format!("{good}---\n{bad}---\n{good}"));
             let shapes: Vec<bool> = found.objects.iter().map(Result::is_ok).collect();
             assert_eq!(shapes, [true, false, true], "{bad:?}: {found:#?}");
@@ -294,7 +328,7 @@ data: {text: \"--- no separator\"}
         let mut text = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
         for n in 1..30 {
             let previous = format!("*a{}", n - 1);
-            text += &format!("a{n}: &a{n} [{}]\n", vec![previous.as_str(); 10].join(", "));
+            text += &format!("a{n}: &a{n} [{}]\n", [previous.as_str(); 10].join(", "));
         }
         let found = documents(&text);
         assert_eq!(found.objects.len(), 1);
@@ -303,30 +337,51 @@ data: {text: \"--- no separator\"}
 
     #[test]
     fn deep_nesting_is_one_error() {
-        for text in ["[".repeat(100_000), "- ".repeat(100_000), "{\"a\":".repeat(100_000), "a:\n".to_owned() + &"{a: ".repeat(1000)] {
+        for text in [
+            "[".repeat(100_000),
+            "- ".repeat(100_000),
+            "{\"a\":".repeat(100_000),
+            "a:\n".to_owned() + &"{a: ".repeat(1000),
+        ] {
             assert!(matches!(documents(&text).objects[..], [Err(_)]));
         }
     }
 
     #[test]
     fn ten_megabytes_of_annotations_are_dropped() {
-        let text = format!("apiVersion: v1\nkind: Service\nmetadata:\n  name: a\n  annotations:\n    big: {}\n", "x".repeat(10 << 20));
+        let text = format!(
+            "apiVersion: v1\nkind: Service\nmetadata:\n  name: a\n  annotations:\n    big: {}\n",
+            "x".repeat(10 << 20)
+        );
         check(&text, "Service default/a; ignored 0");
     }
 
     #[test]
     fn large_lists_are_read() {
-        let item = "- {apiVersion: v1, kind: Service, metadata: {name: a}, spec: {ports: [{port: 80}]}}\n";
-        let found = documents(&format!("apiVersion: v1\nkind: List\nitems:\n{}", item.repeat(20_000)));
-        assert_eq!(found.objects.iter().filter(|it| it.is_ok()).count(), 20_000, "{:?}", found.objects.first());
+        let item =
+            "- {apiVersion: v1, kind: Service, metadata: {name: a}, spec: {ports: [{port: 80}]}}\n";
+        let found =
+            documents(&format!("apiVersion: v1\nkind: List\nitems:\n{}", item.repeat(20_000)));
+        assert_eq!(
+            found.objects.iter().filter(|it| it.is_ok()).count(),
+            20_000,
+            "{:?}",
+            found.objects.first()
+        );
     }
 
     #[track_caller]
     fn check(text: &str, expected: &str) {
         let found = documents(text);
         let shown = found.objects.iter().map(|it| match it {
-            Ok(Object::Service(it)) => format!("Service {}/{}", it.metadata.namespace.text(), it.metadata.name.text()),
-            Ok(Object::EndpointSlice(it)) => format!("EndpointSlice {}/{}", it.metadata.namespace.text(), it.metadata.name.text()),
+            Ok(Object::Service(it)) => {
+                format!("Service {}/{}", it.metadata.namespace.text(), it.metadata.name.text())
+            }
+            Ok(Object::EndpointSlice(it)) => format!(
+                "EndpointSlice {}/{}",
+                it.metadata.namespace.text(),
+                it.metadata.name.text()
+            ),
             Ok(Object::Node(it)) => format!("Node /{}", it.metadata.name.text()),
             Ok(Object::ServiceCidr(it)) => format!("ServiceCidr /{}", it.metadata.name.text()),
             Err(error) => error.to_string(),

@@ -41,7 +41,10 @@ fn addresses(raw: &raw::Node, report: &mut Report) -> Vec<std::net::IpAddr> {
             match address::parse_ip(text) {
                 Some(ip) => found.push(ip),
                 None => report.skip("invalid-address", || {
-                    format!("status.addresses: {kind} {:?} is no IP address; it is ignored", excerpt(text))
+                    format!(
+                        "status.addresses: {kind} {:?} is no IP address; it is ignored",
+                        excerpt(text)
+                    )
                 }),
             }
         }
@@ -51,10 +54,18 @@ fn addresses(raw: &raw::Node, report: &mut Report) -> Vec<std::net::IpAddr> {
 
 fn pod_cidrs(raw: &raw::Node, report: &mut Report) -> Vec<IpNet> {
     let Some(spec) = report.field("spec", &raw.spec) else { return Vec::new() };
-    let mut texts: Vec<&str> =
-        report.list("spec.podCIDRs", &spec.pod_cidrs).into_iter().map(|(_, it)| it.as_str()).collect();
+    let mut texts: Vec<&str> = report
+        .list("spec.podCIDRs", &spec.pod_cidrs)
+        .into_iter()
+        .map(|(_, it)| it.as_str())
+        .collect();
     if texts.is_empty() {
-        texts.extend(report.field("spec.podCIDR", &spec.pod_cidr).map(String::as_str).filter(|it| !it.is_empty()));
+        texts.extend(
+            report
+                .field("spec.podCIDR", &spec.pod_cidr)
+                .map(String::as_str)
+                .filter(|it| !it.is_empty()),
+        );
     }
     cidrs("spec.podCIDRs", &texts, report)
 }
@@ -65,26 +76,35 @@ pub(super) fn cidrs(path: &str, texts: &[&str], report: &mut Report) -> Vec<IpNe
     for text in texts {
         match address::parse_cidr(text) {
             Some(net) => found.push(net),
-            None => report.skip("invalid-cidr", || format!("{path}: {:?} is no CIDR; it is ignored", excerpt(text))),
+            None => report.skip("invalid-cidr", || {
+                format!("{path}: {:?} is no CIDR; it is ignored", excerpt(text))
+            }),
         }
     }
     found
 }
 
-fn zone(raw: &raw::Node, interner: &mut Interner, report: &mut Report) -> Option<std::sync::Arc<str>> {
+fn zone(
+    raw: &raw::Node,
+    interner: &mut Interner,
+    report: &mut Report,
+) -> Option<std::sync::Arc<str>> {
     let zone = report.field("metadata.labels", &raw.metadata.labels)?.zone.text();
     if zone.is_empty() {
         return None;
     }
     if !is_label_value(zone) {
-        report.skip("invalid-zone", || format!("zone {:?} is no label value; it is ignored", excerpt(zone)));
+        report.skip("invalid-zone", || {
+            format!("zone {:?} is no label value; it is ignored", excerpt(zone))
+        });
         return None;
     }
     Some(interner.text(zone))
 }
 
 fn going_away(raw: &raw::Node, report: &mut Report) -> bool {
-    let taints = raw.spec.given().map_or_else(Vec::new, |it| report.list("spec.taints", &it.taints));
+    let taints =
+        raw.spec.given().map_or_else(Vec::new, |it| report.list("spec.taints", &it.taints));
     raw.metadata.deletion_timestamp != super::lenient::Field::Absent
         || taints.iter().any(|(_, it)| it.key.text() == TO_BE_DELETED)
 }
@@ -126,7 +146,9 @@ mod tests {
         let going = |object| applied(object).going_away;
         assert!(!going(json!({"spec": {"taints": [{"key": "other"}]}})));
         assert!(going(json!({"spec": {"taints": [{"key": "other"}, {"key": TO_BE_DELETED}]}})));
-        assert!(going(json!({"metadata": {"name": "node-1", "deletionTimestamp": "2026-01-01T00:00:00Z"}})));
+        assert!(going(
+            json!({"metadata": {"name": "node-1", "deletionTimestamp": "2026-01-01T00:00:00Z"}})
+        ));
     }
 
     #[test]
@@ -136,10 +158,9 @@ mod tests {
 
     #[track_caller]
     fn applied(object: Value) -> Node {
-        match run(object).unwrap().change {
-            Change::NodeApplied(node) => node,
-            other => panic!("{other:?}"),
-        }
+        let converted = run(object).unwrap().change;
+        let Change::NodeApplied(node) = converted else { panic!("{converted:?}") };
+        node
     }
 
     fn run(mut object: Value) -> Option<Converted> {

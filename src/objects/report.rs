@@ -18,13 +18,20 @@ pub(super) struct Report {
 
 impl Report {
     /// Fails if the object has no usable name: then there is nothing to apply, delete or refer to.
-    pub(super) fn new(resource: Resource, meta: &Meta, interner: &mut Interner) -> Result<Report, Skipped> {
+    pub(super) fn new(
+        resource: Resource,
+        meta: &Meta,
+        interner: &mut Interner,
+    ) -> Result<Report, Skipped> {
         let namespaced = matches!(resource, Resource::Service | Resource::EndpointSlice);
         let (namespace, name) = (meta.namespace.text(), meta.name.text());
-        let named = is_name(name, 253) && if namespaced { is_name(namespace, 63) } else { namespace.is_empty() };
+        let named = is_name(name, 253)
+            && if namespaced { is_name(namespace, 63) } else { namespace.is_empty() };
         if !named {
             let shown = ObjectName::new(&excerpt(namespace), &excerpt(name));
-            let message = "metadata.namespace and metadata.name do not name an object; it is left out".to_owned();
+            let message =
+                "metadata.namespace and metadata.name do not name an object; it is left out"
+                    .to_owned();
             return Err(Skipped { resource, name: shown, reason: "invalid-name", message });
         }
         let name = match resource {
@@ -52,7 +59,9 @@ impl Report {
     /// The value of an optional field; one of a wrong type is noted and counts as missing.
     pub(super) fn field<'a, T>(&mut self, path: &str, field: &'a Field<T>) -> Option<&'a T> {
         if field.is_wrong() {
-            self.skip("wrong-type", || format!("{path} has a value of the wrong type; it is ignored"));
+            self.skip("wrong-type", || {
+                format!("{path} has a value of the wrong type; it is ignored")
+            });
         }
         field.given()
     }
@@ -73,7 +82,9 @@ impl Report {
             match element.given() {
                 Some(element) => usable.push((index, element)),
                 None => self.skip("wrong-type", || {
-                    format!("{path}[{index}] is null or has a value of the wrong type; it is ignored")
+                    format!(
+                        "{path}[{index}] is null or has a value of the wrong type; it is ignored"
+                    )
                 }),
             }
         }
@@ -94,7 +105,9 @@ impl Report {
 /// not reach a comment of the ruleset or a line of a log.
 pub(super) fn is_name(text: &str, max: usize) -> bool {
     let fits = !text.is_empty() && text.len() <= max;
-    fits && text.bytes().all(|it| it.is_ascii_lowercase() || it.is_ascii_digit() || it == b'-' || it == b'.')
+    fits && text
+        .bytes()
+        .all(|it| it.is_ascii_lowercase() || it.is_ascii_digit() || it == b'-' || it == b'.')
 }
 
 /// What label values consist of: zones.

@@ -31,7 +31,10 @@ mod tests {
         let raw: raw::ServiceCidr = serde_json::from_value(object).unwrap();
         let converted = service_cidr(&raw, &mut Interner::default());
         let Change::ServiceCidrApplied(cidr) = converted.change else { panic!() };
-        assert_eq!(cidr.cidrs.iter().map(ToString::to_string).collect::<Vec<_>>(), ["172.30.0.0/16", "fd00::/112"]);
+        assert_eq!(
+            cidr.cidrs.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            ["172.30.0.0/16", "fd00::/112"]
+        );
         assert_eq!(converted.skipped.len(), 1);
     }
 }

@@ -12,9 +12,19 @@ fn only_what_differs_is_reported() {
     assert_eq!(world.apply(applied("b", 2, "10.0.0.2")), ["b: 10.0.0.2"]);
     let mut older = service("ns/a", "10.0.0.1");
     older.created = 0;
-    assert_eq!(world.apply(Change::ServiceApplied(older)), [] as [&str; 0], "age alone moves nothing");
-    assert_eq!(world.apply(Change::SliceApplied(slice("ns/x", "ns/b", &["10.1.0.1"]))), ["b: 10.0.0.2"]);
-    assert_eq!(world.apply(Change::SliceApplied(slice("ns/x", "ns/b", &["10.1.0.1", "10.1.0.2 unready"]))), [] as [&str; 0]);
+    assert_eq!(
+        world.apply(Change::ServiceApplied(older)),
+        [] as [&str; 0],
+        "age alone moves nothing"
+    );
+    assert_eq!(
+        world.apply(Change::SliceApplied(slice("ns/x", "ns/b", &["10.1.0.1"]))),
+        ["b: 10.0.0.2"]
+    );
+    assert_eq!(
+        world.apply(Change::SliceApplied(slice("ns/x", "ns/b", &["10.1.0.1", "10.1.0.2 unready"]))),
+        [] as [&str; 0]
+    );
     assert_eq!(world.apply(Change::ServiceDeleted(name("ns/b"))), ["b: gone"]);
     assert_eq!(world.forwarder.known.len(), 1);
 }
@@ -27,9 +37,30 @@ fn the_older_service_keeps_the_address_and_the_younger_takes_over() {
         world.apply(external("old", 1, "10.0.0.1", "192.0.2.1")),
         ["young: 10.0.0.2", "old: 10.0.0.1 192.0.2.1", "+ young loses to old"],
     );
-    assert_eq!(world.apply(external("mid", 1, "10.0.0.3", "192.0.2.1")), ["old: 10.0.0.1", "mid: 10.0.0.3 192.0.2.1", "+ old loses to mid", "+ young loses to mid", "- young loses to old"]);
-    assert_eq!(world.apply(Change::ServiceDeleted(name("ns/mid"))), ["old: 10.0.0.1 192.0.2.1", "mid: gone", "+ young loses to old", "- old loses to mid", "- young loses to mid"]);
-    assert_eq!(world.apply(Change::ServiceDeleted(name("ns/old"))), ["young: 10.0.0.2 192.0.2.1", "old: gone", "- young loses to old"]);
+    assert_eq!(
+        world.apply(external("mid", 1, "10.0.0.3", "192.0.2.1")),
+        [
+            "old: 10.0.0.1",
+            "mid: 10.0.0.3 192.0.2.1",
+            "+ old loses to mid",
+            "+ young loses to mid",
+            "- young loses to old"
+        ]
+    );
+    assert_eq!(
+        world.apply(Change::ServiceDeleted(name("ns/mid"))),
+        [
+            "old: 10.0.0.1 192.0.2.1",
+            "mid: gone",
+            "+ young loses to old",
+            "- old loses to mid",
+            "- young loses to mid"
+        ]
+    );
+    assert_eq!(
+        world.apply(Change::ServiceDeleted(name("ns/old"))),
+        ["young: 10.0.0.2 192.0.2.1", "old: gone", "- young loses to old"]
+    );
     assert_eq!(world.forwarder.conflicts().len(), 0);
 }
 
@@ -86,7 +117,11 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        World { cluster: Cluster::new(&[]), forwarder: Forwarder::default(), names: BTreeMap::new() }
+        World {
+            cluster: Cluster::new(&[]),
+            forwarder: Forwarder::default(),
+            names: BTreeMap::new(),
+        }
     }
 
     /// Applies a change and tells what came of it: Services with their addresses, conflicts that began or ended.
@@ -109,10 +144,12 @@ impl World {
                     crate::forward::FrontendAddress::NodePort(port) => port.to_string(),
                 })
                 .collect();
-            let addresses = if addresses.is_empty() { "gone".to_owned() } else { addresses.join(" ") };
+            let addresses =
+                if addresses.is_empty() { "gone".to_owned() } else { addresses.join(" ") };
             format!("{}: {addresses}", self.names[id])
         });
-        let show = |sign, it: &Conflict| format!("{sign} {} loses to {}", it.loser.name, it.winner.name);
+        let show =
+            |sign, it: &Conflict| format!("{sign} {} loses to {}", it.loser.name, it.winner.name);
         let began = update.conflicts_began.iter().map(|it| show("+", it));
         let ended = update.conflicts_ended.iter().map(|it| show("-", it));
         changed.chain(began).chain(ended).collect()
@@ -193,9 +230,15 @@ fn check_invariants(forwarder: &Forwarder) -> Result<(), TestCaseError> {
         for port in &forwarding.ports {
             prop_assert!(!port.frontends.is_empty());
             for frontend in &port.frontends {
-                prop_assert!(taken.insert((port.family, port.protocol, frontend.at)), "{:?} is claimed twice", frontend);
+                prop_assert!(
+                    taken.insert((port.family, port.protocol, frontend.at)),
+                    "{:?} is claimed twice",
+                    frontend
+                );
                 if let Some(ranges) = &frontend.source_ranges {
-                    prop_assert!(!ranges.is_empty() && frontend.kind == FrontendKind::LoadBalancerIp);
+                    prop_assert!(
+                        !ranges.is_empty() && frontend.kind == FrontendKind::LoadBalancerIp
+                    );
                 }
             }
             for list in [&port.cluster, &port.local] {

@@ -11,7 +11,11 @@ fn an_equal_object_touches_nothing() {
     assert_eq!(cluster.apply(Change::SliceApplied(eps.clone())).services.len(), 1);
     assert!(cluster.apply(Change::ServiceApplied(svc)).is_empty());
     eps.trigger_time = Some(7);
-    assert_eq!(cluster.apply(Change::SliceApplied(eps)), Touched::default(), "only an annotation differs");
+    assert_eq!(
+        cluster.apply(Change::SliceApplied(eps)),
+        Touched::default(),
+        "only an annotation differs"
+    );
 }
 
 #[test]
@@ -62,9 +66,15 @@ fn deleting_the_unknown_touches_nothing() {
 
 #[test]
 fn an_object_that_became_unusable_is_forgotten() {
-    let mut cluster = cluster(&[service("ns/a", "10.0.0.1")], &[slice("ns/x", "ns/a", &["10.1.0.1"])]);
+    let mut cluster =
+        cluster(&[service("ns/a", "10.0.0.1")], &[slice("ns/x", "ns/a", &["10.1.0.1"])]);
     let unusable = |resource, title: &str| {
-        Change::Unusable(Skipped { resource, name: name(title), reason: "r", message: String::new() })
+        Change::Unusable(Skipped {
+            resource,
+            name: name(title),
+            reason: "r",
+            message: String::new(),
+        })
     };
     let id = cluster.id(&name("ns/a")).unwrap();
     assert_eq!(cluster.apply(unusable(Resource::EndpointSlice, "ns/x")).services, [id].into());
@@ -79,7 +89,10 @@ fn what_does_not_come_again_in_a_list_is_gone() {
     assert!(cluster.apply(Change::ServiceApplied(service("ns/b", "10.0.0.2"))).is_empty());
     let touched = cluster.apply(Change::Listed(Resource::Service));
     assert_eq!(touched.services, [ServiceId(0)].into());
-    assert_eq!(cluster.ids().map(|it| cluster.name(it).unwrap().to_string()).collect::<Vec<_>>(), ["ns/b"]);
+    assert_eq!(
+        cluster.ids().map(|it| cluster.name(it).unwrap().to_string()).collect::<Vec<_>>(),
+        ["ns/b"]
+    );
 }
 
 #[test]
@@ -98,7 +111,10 @@ fn complete_when_all_required_lists_were_seen() {
 fn a_range_stays_while_any_object_lists_it() {
     let mut cluster = Cluster::default();
     let cidr = |title: &str, ranges: &[&str]| {
-        Change::ServiceCidrApplied(ServiceCidr { name: title.into(), cidrs: ranges.iter().map(|it| it.parse().unwrap()).collect() })
+        Change::ServiceCidrApplied(ServiceCidr {
+            name: title.into(),
+            cidrs: ranges.iter().map(|it| it.parse().unwrap()).collect(),
+        })
     };
     assert!(cluster.apply(cidr("a", &["10.0.0.0/16", "fd00::/112"])).service_cidrs);
     assert!(cluster.apply(cidr("b", &["10.0.0.0/16", "10.0.1.0/24"])).service_cidrs);
@@ -117,7 +133,10 @@ fn the_node_touches_only_services_that_depend_on_it() {
     }
     let mut cluster = cluster(
         &[service("ns/plain", "10.0.0.1"), service("ns/hinted", "10.0.0.2"), ranged],
-        &[slice("ns/p", "ns/plain", &["10.1.0.1"]), slice("ns/h", "ns/hinted", &["10.1.0.2 zone=a"])],
+        &[
+            slice("ns/p", "ns/plain", &["10.1.0.1"]),
+            slice("ns/h", "ns/hinted", &["10.1.0.2 zone=a"]),
+        ],
     );
     let names = |cluster: &Cluster, touched: &Touched| -> Vec<String> {
         touched.services.iter().map(|it| cluster.name(*it).unwrap().name.to_string()).collect()
@@ -140,7 +159,12 @@ fn the_node_touches_only_services_that_depend_on_it() {
 #[test]
 fn trigger_times() {
     let mut cluster = cluster(&[service("ns/a", "10.0.0.1")], &[]);
-    let timed = |ip: &str, at| Change::SliceApplied(EndpointSlice { trigger_time: Some(at), ..slice("ns/x", "ns/a", &[ip]) });
+    let timed = |ip: &str, at| {
+        Change::SliceApplied(EndpointSlice {
+            trigger_time: Some(at),
+            ..slice("ns/x", "ns/a", &[ip])
+        })
+    };
     let mut touched = cluster.apply(timed("10.1.0.1", 1));
     touched.merge(cluster.apply(timed("10.1.0.2", 2)));
     touched.merge(cluster.apply(timed("10.1.0.2", 3)));
@@ -217,11 +241,18 @@ fn contents(cluster: &Cluster) -> String {
         .flatten()
         .map(|it| {
             let slices: Vec<&EndpointSlice> = it.slices.iter().map(|(slice, _)| slice).collect();
-            (it.name.to_string(), format!("{:?} {slices:?}", it.service.as_ref().map(|(service, _)| service)))
+            (
+                it.name.to_string(),
+                format!("{:?} {slices:?}", it.service.as_ref().map(|(service, _)| service)),
+            )
         })
         .collect();
     assert_eq!(cluster.ids.len(), entries.len());
-    assert_eq!(cluster.owners.len(), cluster.entries.iter().flatten().map(|it| it.slices.len()).sum::<usize>());
-    let cidrs: Vec<_> = cluster.service_cidrs.iter().map(|(name, (cidrs, _))| (name, cidrs)).collect();
+    assert_eq!(
+        cluster.owners.len(),
+        cluster.entries.iter().flatten().map(|it| it.slices.len()).sum::<usize>()
+    );
+    let cidrs: Vec<_> =
+        cluster.service_cidrs.iter().map(|(name, (cidrs, _))| (name, cidrs)).collect();
     format!("{entries:#?} {:?} {cidrs:?}", cluster.node)
 }

@@ -4,18 +4,54 @@
 //! [`PortForwarding`]. The words are Cilium's and the FIB's: a *frontend* is what clients connect to, a *backend* is
 //! where they end up. Nothing here knows nftables or IPVS.
 
+pub mod claims;
+mod forwarder;
+mod ports;
+pub mod select;
+pub mod topology;
+
 use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
+pub use forwarder::{Forwarder, Update};
+
 use crate::model::{Family, ObjectName, Protocol, TrafficPolicy};
 
+/// What the user decides about forwarding.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// A concrete `--bind-address`: stands for the own Node's address of its family (reference 11.1).
+    pub node_ip: Option<IpAddr>,
+}
+
 /// Everything that is forwarded for one Service, in a stable order: ports in the Service's order, V4 before V6.
+/// Empty when the Service is gone.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServiceForwarding {
     pub ports: Vec<PortForwarding>,
+    /// Only for type LoadBalancer with externalTrafficPolicy Local.
+    pub health_check: Option<HealthCheck>,
+}
+
+/// What a health check node port answers (reference 3.6 and 10.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HealthCheck {
+    pub node_port: NonZeroU16,
+    /// Distinct addresses of ready endpoints on this node; `None`: the Service does not exist in this family.
+    pub local_v4: Option<u32>,
+    pub local_v6: Option<u32>,
+}
+
+impl HealthCheck {
+    pub fn local(&self, family: Family) -> Option<u32> {
+        match family {
+            Family::V4 => self.local_v4,
+            Family::V6 => self.local_v6,
+        }
+    }
 }
 
 /// One Service port in one family.
@@ -35,6 +71,26 @@ pub struct PortForwarding {
     pub hairpin: Vec<IpAddr>,
     /// ClientIP affinity: timeout in seconds.
     pub affinity: Option<u32>,
+}
+
+impl PortForwarding {
+    /// For the gauge `sync_proxy_rules_no_local_endpoints_total`: whether connections inside the cluster, and those
+    /// from outside, are dropped because all endpoints are on other nodes (reference 9).
+    pub fn lacks_local(&self) -> LacksLocal {
+        let dropped = |internal| {
+            let mut frontends =
+                self.frontends.iter().filter(|it| (it.kind == FrontendKind::ClusterIp) == internal);
+            frontends.any(|it| it.without_backend == WithoutBackend::Drop)
+        };
+        LacksLocal { internal: dropped(true), external: dropped(false) }
+    }
+}
+
+/// Which traffic finds endpoints elsewhere but none here, although its policy is Local.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LacksLocal {
+    pub internal: bool,
+    pub external: bool,
 }
 
 /// Where clients connect to.
@@ -83,10 +139,12 @@ pub struct Backend {
     pub port: NonZeroU16,
 }
 
-/// A claim on an address and port that an older Service already holds.
+/// A claim on an address and port that an older Service, or another port of the same one, already holds.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Conflict {
     pub loser: ObjectName,
+    /// Name of the loser's Service port.
+    pub port_name: Arc<str>,
     pub winner: ObjectName,
     pub family: Family,
     pub protocol: Protocol,

@@ -4,13 +4,22 @@
 //! may differ now. Nothing here knows how traffic is forwarded, what a kernel is or what Kubernetes' JSON looks like.
 
 pub mod change;
+pub mod cluster;
 pub mod endpoint;
 pub mod name;
 pub mod node;
+pub mod range;
 pub mod service;
+pub mod touched;
+
+mod ledger;
+#[cfg(test)]
+pub(crate) mod sample;
 
 pub use change::{Change, Resource, Skipped};
+pub use cluster::{Cluster, ServiceId};
 pub use endpoint::{Endpoint, EndpointSlice, NodeHint, SlicePort};
 pub use name::{Family, ObjectName, Protocol};
 pub use node::{Node, ServiceCidr};
 pub use service::{Service, ServiceFamily, ServicePort, SourceRanges, TrafficPolicy};
+pub use touched::Touched;

@@ -43,7 +43,7 @@ pub struct Endpoint {
 }
 
 /// What `hints.forNodes` says about this node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum NodeHint {
     /// No node hints.
     Absent,

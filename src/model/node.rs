@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::name::Family;
+
 /// What the proxy needs of its own Node object.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Node {
@@ -16,6 +18,13 @@ pub struct Node {
     pub zone: Option<Arc<str>>,
     /// Has a deletion timestamp or the taint `ToBeDeletedByClusterAutoscaler`: load balancers should move away.
     pub going_away: bool,
+}
+
+impl Node {
+    /// The first address of a family (reference 11.1).
+    pub fn primary(&self, family: Family) -> Option<IpAddr> {
+        self.addresses.iter().copied().find(|it| Family::of(*it) == family)
+    }
 }
 
 /// One ServiceCIDR object.

@@ -1,0 +1,372 @@
+//! The state of the cluster: what the API server last said, without what is never consulted.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use rustc_hash::FxHashMap;
+
+use super::change::{Change, Resource, Skipped};
+use super::endpoint::EndpointSlice;
+use super::ledger::{Epoch, Ledger};
+use super::name::{Family, ObjectName};
+use super::node::{Node, ServiceCidr};
+use super::range::disjoint;
+use super::service::{Service, SourceRanges};
+use super::touched::Touched;
+
+/// Stands for a Service's name while the Service, or a slice of it, exists; may be given to another one afterwards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServiceId(pub u32);
+
+/// Everything that is known.
+///
+/// The final state depends on the final objects alone, not on the order or number of changes that led there; only
+/// the numbers in [`ServiceId`]s do.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    ids: FxHashMap<ObjectName, ServiceId>,
+    /// By `ServiceId`.
+    entries: Vec<Option<Entry>>,
+    /// Numbers that may be given out again, the last freed first.
+    free: Vec<ServiceId>,
+    /// Whose entry a slice, by its own name, is in.
+    owners: FxHashMap<ObjectName, ServiceId>,
+    node: Option<Node>,
+    service_cidrs: BTreeMap<Arc<str>, (Vec<IpNet>, Epoch)>,
+    ledger: Ledger,
+}
+
+/// One Service and its slices; either may come first.
+#[derive(Clone, Debug)]
+struct Entry {
+    name: ObjectName,
+    service: Option<(Box<Service>, Epoch)>,
+    /// Sorted by name.
+    slices: Vec<(EndpointSlice, Epoch)>,
+}
+
+impl Default for Cluster {
+    /// A cluster of which all four resources will be listed.
+    fn default() -> Self {
+        Cluster::new(&[
+            Resource::Service,
+            Resource::EndpointSlice,
+            Resource::Node,
+            Resource::ServiceCidr,
+        ])
+    }
+}
+
+impl Cluster {
+    /// An empty cluster that is complete once each of `required` has been listed.
+    pub fn new(required: &[Resource]) -> Self {
+        Cluster {
+            ids: FxHashMap::default(),
+            entries: Vec::new(),
+            free: Vec::new(),
+            owners: FxHashMap::default(),
+            node: None,
+            service_cidrs: BTreeMap::new(),
+            ledger: Ledger::new(required),
+        }
+    }
+
+    /// Takes in one event and says what it may have altered. An object equal to the known one alters nothing.
+    pub fn apply(&mut self, change: Change) -> Touched {
+        match change {
+            Change::Listing(resource) => {
+                self.ledger.begin(resource);
+                Touched::default()
+            }
+            Change::Listed(resource) => self.listed(resource),
+            Change::ServiceApplied(service) => self.apply_service(service),
+            Change::ServiceDeleted(name) => self.delete_service(&name),
+            Change::SliceApplied(slice) => self.apply_slice(slice),
+            Change::SliceDeleted(name) => self.delete_slice(&name),
+            Change::NodeApplied(node) => self.apply_node(node),
+            Change::NodeDeleted => keep_node(),
+            Change::ServiceCidrApplied(cidr) => self.apply_service_cidr(cidr),
+            Change::ServiceCidrDeleted(name) => self.delete_service_cidr(&name),
+            Change::Unusable(skipped) => self.forget(&skipped),
+        }
+    }
+
+    /// Whether every required resource has been listed; nothing may be written to a kernel before.
+    pub fn is_complete(&self) -> bool {
+        self.ledger.is_complete()
+    }
+
+    /// All Services, in the order of their ids.
+    pub fn ids(&self) -> impl Iterator<Item = ServiceId> {
+        self.services().map(|(id, _)| id)
+    }
+
+    /// All Services, in the order of their ids.
+    pub fn services(&self) -> impl Iterator<Item = (ServiceId, &Service)> {
+        (0..).map(ServiceId).zip(&self.entries).filter_map(|(id, entry)| {
+            let (service, _) = entry.as_ref()?.service.as_ref()?;
+            Some((id, &**service))
+        })
+    }
+
+    /// The id of a Service, or of one of which only slices are known.
+    pub fn id(&self, name: &ObjectName) -> Option<ServiceId> {
+        self.ids.get(name).copied()
+    }
+
+    pub fn name(&self, id: ServiceId) -> Option<&ObjectName> {
+        self.entry(id).map(|it| &it.name)
+    }
+
+    pub fn service(&self, id: ServiceId) -> Option<&Service> {
+        self.entry(id)?.service.as_ref().map(|(service, _)| &**service)
+    }
+
+    /// The slices of a Service, sorted by name.
+    pub fn slices(&self, id: ServiceId) -> impl Iterator<Item = &EndpointSlice> {
+        self.entry(id).into_iter().flat_map(|it| it.slices.iter().map(|(slice, _)| slice))
+    }
+
+    /// The own Node as last seen; it outlives its object (see [`Change::NodeDeleted`]).
+    pub fn node(&self) -> Option<&Node> {
+        self.node.as_ref()
+    }
+
+    /// The own Node's first address of this family.
+    pub fn node_ip(&self, family: Family) -> Option<IpAddr> {
+        self.node.as_ref().and_then(|it| it.primary(family))
+    }
+
+    /// The union of all ServiceCIDRs of a family: sorted, disjoint. A range stays while any object lists it.
+    pub fn service_cidrs(&self, family: Family) -> Vec<IpNet> {
+        let all = self.service_cidrs.values().flat_map(|(cidrs, _)| cidrs).copied();
+        disjoint(all.filter(|it| Family::of(it.addr()) == family).collect())
+    }
+
+    fn listed(&mut self, resource: Resource) -> Touched {
+        let epoch = self.ledger.epoch(resource);
+        let mut touched = match resource {
+            Resource::Service => self.sweep_services(epoch),
+            Resource::EndpointSlice => self.sweep_slices(epoch),
+            Resource::Node => keep_node(),
+            Resource::ServiceCidr => self.sweep_service_cidrs(epoch),
+        };
+        touched.completed = self.ledger.end(resource);
+        touched
+    }
+
+    fn sweep_services(&mut self, epoch: Epoch) -> Touched {
+        let gone = |entry: &Entry| entry.service.as_ref().is_some_and(|(_, seen)| *seen != epoch);
+        let names: Vec<ObjectName> =
+            self.entries.iter().flatten().filter(|it| gone(it)).map(|it| it.name.clone()).collect();
+        union(names.iter().map(|name| self.delete_service(name)))
+    }
+
+    fn sweep_slices(&mut self, epoch: Epoch) -> Touched {
+        let slices = self.entries.iter().flatten().flat_map(|it| &it.slices);
+        let names: Vec<ObjectName> = slices
+            .filter(|(_, seen)| *seen != epoch)
+            .map(|(slice, _)| slice.name.clone())
+            .collect();
+        union(names.iter().map(|name| self.delete_slice(name)))
+    }
+
+    fn sweep_service_cidrs(&mut self, epoch: Epoch) -> Touched {
+        let before = self.service_cidrs.len();
+        self.service_cidrs.retain(|_, (_, seen)| *seen == epoch);
+        Touched { service_cidrs: self.service_cidrs.len() != before, ..Touched::default() }
+    }
+
+    fn apply_service(&mut self, service: Service) -> Touched {
+        let epoch = self.ledger.epoch(Resource::Service);
+        let id = self.enter(&service.name);
+        let Some(entry) = self.entry_mut(id) else { return Touched::default() };
+        match &mut entry.service {
+            Some((known, seen)) if **known == service => {
+                *seen = epoch;
+                Touched::default()
+            }
+            known => {
+                *known = Some((Box::new(service), epoch));
+                Touched { services: [id].into(), ..Touched::default() }
+            }
+        }
+    }
+
+    fn delete_service(&mut self, name: &ObjectName) -> Touched {
+        let Some(id) = self.id(name) else { return Touched::default() };
+        let known = self.entry_mut(id).and_then(|it| it.service.take());
+        self.leave(id);
+        Touched { services: known.map(|_| id).into_iter().collect(), ..Touched::default() }
+    }
+
+    fn apply_slice(&mut self, mut slice: EndpointSlice) -> Touched {
+        let epoch = self.ledger.epoch(Resource::EndpointSlice);
+        let trigger = slice.trigger_time.take();
+        let owner = self.enter(&slice.service);
+        let mut touched = match self.owners.insert(slice.name.clone(), owner) {
+            Some(former) if former != owner => self.take_slice(former, &slice.name),
+            Some(_) | None => Touched::default(),
+        };
+        let Some(entry) = self.entry_mut(owner) else { return touched };
+        match entry.slices.binary_search_by(|(known, _)| known.name.cmp(&slice.name)) {
+            Ok(at) => match entry.slices.get_mut(at) {
+                Some((known, seen)) if *known == slice => {
+                    *seen = epoch;
+                    return touched;
+                }
+                Some(known) => *known = (slice, epoch),
+                None => (),
+            },
+            Err(at) => {
+                // Most Services have one slice; a spare place in each of thousands is wasted.
+                entry.slices.reserve_exact(1);
+                entry.slices.insert(at, (slice, epoch));
+            }
+        }
+        if entry.service.is_some() {
+            touched.services.insert(owner);
+            touched.triggers.extend(trigger.map(|at| (owner, at)));
+        }
+        touched
+    }
+
+    fn delete_slice(&mut self, name: &ObjectName) -> Touched {
+        match self.owners.remove(name) {
+            Some(owner) => self.take_slice(owner, name),
+            None => Touched::default(),
+        }
+    }
+
+    /// Takes a slice out of a Service's entry.
+    fn take_slice(&mut self, owner: ServiceId, name: &ObjectName) -> Touched {
+        let Some(entry) = self.entry_mut(owner) else { return Touched::default() };
+        entry.slices.retain(|(slice, _)| slice.name != *name);
+        let touches: Vec<ServiceId> = entry.service.as_ref().map(|_| owner).into_iter().collect();
+        self.leave(owner);
+        Touched {
+            triggers_void: [owner].into(),
+            services: touches.into_iter().collect(),
+            ..Touched::default()
+        }
+    }
+
+    fn apply_node(&mut self, node: Node) -> Touched {
+        if self.node.as_ref() == Some(&node) {
+            return Touched::default();
+        }
+        let old = self.node.replace(node);
+        let zone = |node: Option<&Node>| node.and_then(|it| it.zone.clone());
+        let moved = zone(old.as_ref()) != zone(self.node.as_ref());
+        let renumbered = Family::ALL
+            .map(|family| old.as_ref().and_then(|it| it.primary(family)) != self.node_ip(family));
+        // A walk over everything instead of a count kept up to date: a node's zone and addresses change about never.
+        let entries = (0..).map(ServiceId).zip(&self.entries);
+        let dependent = entries.filter(|(_, entry)| {
+            entry.as_ref().is_some_and(|it| {
+                (moved && it.has_zone_hints()) || it.has_source_ranges(renumbered)
+            })
+        });
+        Touched {
+            node: true,
+            services: dependent.map(|(id, _)| id).collect(),
+            ..Touched::default()
+        }
+    }
+
+    fn apply_service_cidr(&mut self, cidr: ServiceCidr) -> Touched {
+        let epoch = self.ledger.epoch(Resource::ServiceCidr);
+        let known = self.service_cidrs.insert(cidr.name, (cidr.cidrs.clone(), epoch));
+        let same = known.is_some_and(|(cidrs, _)| cidrs == cidr.cidrs);
+        Touched { service_cidrs: !same, ..Touched::default() }
+    }
+
+    fn delete_service_cidr(&mut self, name: &str) -> Touched {
+        Touched { service_cidrs: self.service_cidrs.remove(name).is_some(), ..Touched::default() }
+    }
+
+    fn forget(&mut self, skipped: &Skipped) -> Touched {
+        match skipped.resource {
+            Resource::Service => self.delete_service(&skipped.name),
+            Resource::EndpointSlice => self.delete_slice(&skipped.name),
+            Resource::Node => keep_node(),
+            Resource::ServiceCidr => self.delete_service_cidr(&skipped.name.name),
+        }
+    }
+
+    fn entry(&self, id: ServiceId) -> Option<&Entry> {
+        self.entries.get(id.index())?.as_ref()
+    }
+
+    fn entry_mut(&mut self, id: ServiceId) -> Option<&mut Entry> {
+        self.entries.get_mut(id.index())?.as_mut()
+    }
+
+    /// The id of that name, given out now if need be.
+    fn enter(&mut self, name: &ObjectName) -> ServiceId {
+        if let Some(id) = self.id(name) {
+            return id;
+        }
+        let entry = Entry { name: name.clone(), service: None, slices: Vec::new() };
+        let id = self.free.pop().unwrap_or_else(|| {
+            self.entries.push(None);
+            ServiceId(
+                u32::try_from(self.entries.len() - 1).expect("memory ends before 2^32 Services"),
+            )
+        });
+        if let Some(place) = self.entries.get_mut(id.index()) {
+            *place = Some(entry);
+        }
+        self.ids.insert(name.clone(), id);
+        id
+    }
+
+    /// Frees the id if nothing is left in its entry.
+    fn leave(&mut self, id: ServiceId) {
+        let Some(place) = self.entries.get_mut(id.index()) else { return };
+        if let Some(entry) = place.take_if(|it| it.service.is_none() && it.slices.is_empty()) {
+            self.ids.remove(&entry.name);
+            self.free.push(id);
+        }
+    }
+}
+
+impl ServiceId {
+    fn index(self) -> usize {
+        usize::try_from(self.0).unwrap_or(usize::MAX)
+    }
+}
+
+impl Entry {
+    fn has_zone_hints(&self) -> bool {
+        let mut endpoints = self.slices.iter().flat_map(|(slice, _)| &slice.endpoints);
+        self.service.is_some() && endpoints.any(|it| it.zone_hints.is_some())
+    }
+
+    /// Whether the Service restricts sources in one of the families, V4 first, that are asked for.
+    fn has_source_ranges(&self, [v4, v6]: [bool; 2]) -> bool {
+        let Some((service, _)) = &self.service else { return false };
+        let restricts = |family| {
+            service.family(family).is_some_and(|it| it.source_ranges != SourceRanges::Unrestricted)
+        };
+        (v4 && restricts(Family::V4)) || (v6 && restricts(Family::V6))
+    }
+}
+
+/// A Node object that goes, or cannot be read for once, changes nothing: the machine and its pods are still here, and
+/// traffic must not move because somebody re-creates the object (reference 10.1).
+fn keep_node() -> Touched {
+    Touched::default()
+}
+
+fn union(all: impl Iterator<Item = Touched>) -> Touched {
+    all.fold(Touched::default(), |mut union, it| {
+        union.merge(it);
+        union
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -23,6 +23,7 @@
 //! * Netlink bytes stop at `nft::codec`; only `kernel` owns sockets, only `watch` talks to the API server.
 //! * `kernel` chooses nothing: every name, key, value and order is already in the [`nft::Batch`].
 
+pub mod config;
 pub mod forward;
 pub mod kernel;
 pub mod model;

@@ -26,6 +26,8 @@
 pub mod config;
 pub mod forward;
 pub mod kernel;
+pub mod logging;
 pub mod model;
 pub mod nft;
 pub mod objects;
+pub mod sysctl;

@@ -30,4 +30,6 @@ pub mod logging;
 pub mod model;
 pub mod nft;
 pub mod objects;
+pub mod serve;
 pub mod sysctl;
+pub mod version;

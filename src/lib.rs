@@ -23,8 +23,13 @@
 //! * Netlink bytes stop at `nft::codec`; only `kernel` owns sockets, only `watch` talks to the API server.
 //! * `kernel` chooses nothing: every name, key, value and order is already in the [`nft::Batch`].
 
+pub mod config;
 pub mod forward;
 pub mod kernel;
+pub mod logging;
 pub mod model;
 pub mod nft;
 pub mod objects;
+pub mod serve;
+pub mod sysctl;
+pub mod version;

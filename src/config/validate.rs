@@ -1,0 +1,484 @@
+//! Judges a configuration part by part: values out, problems and notices on the side.
+
+use std::fmt::Display;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use serde_json::Value;
+
+use super::ConfigError;
+use super::args::Args;
+use super::duration::GoDuration;
+use super::feature_gates::FeatureGates;
+use super::file::{KubeProxyConfiguration, OutputRouting};
+use super::settings::{
+    Action, Client, Config, Conntrack, DetectLocal, Logging, NodePortSelector, Notice, Source,
+};
+
+/// The minor version whose hidden metrics may be asked for: the one before the version whose behaviour we follow.
+const PREVIOUS_MINOR: &str = "1.35";
+
+/// What is wrong so far; all of it is told at once.
+#[derive(Debug, Default)]
+pub(super) struct Problems {
+    found: Vec<String>,
+    pub(super) notices: Vec<Notice>,
+}
+
+impl Problems {
+    pub(super) fn finish(self, config: Config) -> Result<Config, ConfigError> {
+        if self.found.is_empty() { Ok(config) } else { Err(ConfigError::Invalid(self.found)) }
+    }
+
+    /// In the form of Kubernetes' own validation messages.
+    fn invalid(&mut self, field: &str, value: impl Display, why: impl Display) {
+        self.found.push(format!("KubeProxyConfiguration.{field}: Invalid value: {value}: {why}"));
+    }
+
+    fn warn(&mut self, text: impl Into<String>) {
+        self.notices.push(Notice::Warn(text.into()));
+    }
+
+    /// The only place that knows that IPVS is missing.
+    fn refuse_ipvs(&mut self, what: &str) {
+        self.found.push(format!(
+            "{what}: IPVS is not implemented yet; use --proxy-mode=nftables (mode: nftables in the file)"
+        ));
+    }
+
+    /// Flags that are wrong whatever else is set.
+    pub(super) fn flags(&mut self, args: &Args) {
+        // With a file these have no effect and that is told elsewhere.
+        if args.config.is_none() {
+            let ipvs: Vec<&String> =
+                args.given.keys().filter(|flag| flag.starts_with("ipvs-")).collect();
+            for flag in ipvs {
+                self.refuse_ipvs(&format!("--{flag}"));
+            }
+        }
+        let asked = [
+            args.cleanup == Some(true),
+            args.init_only == Some(true),
+            args.write_config_to.is_some(),
+            args.dry_run.is_some(),
+        ];
+        if asked.iter().filter(|asked| **asked).count() > 1 {
+            self.found.push(
+                "--cleanup, --init-only, --write-config-to and --dry-run exclude each other; give one of them".into(),
+            );
+        }
+    }
+
+    pub(super) fn action(&mut self, args: &Args) -> Action {
+        if let Some(path) = &args.write_config_to {
+            Action::WriteConfig(path.clone())
+        } else if args.cleanup == Some(true) {
+            Action::Cleanup
+        } else if let Some(what) = args.dry_run {
+            Action::DryRun(what)
+        } else if args.init_only == Some(true) {
+            Action::InitOnly
+        } else {
+            Action::Run
+        }
+    }
+
+    pub(super) fn mode(&mut self, object: &KubeProxyConfiguration) {
+        match object.mode.as_str() {
+            "nftables" => {}
+            "iptables" => self.warn(
+                "mode iptables (also the meaning of no mode) is served by the nftables backend; \
+                 NodePorts on 127.0.0.1 are not offered",
+            ),
+            "ipvs" => self.refuse_ipvs("mode ipvs"),
+            other => {
+                self.invalid("mode", format!("{other:?}"), "must be iptables, ipvs or nftables");
+            }
+        }
+    }
+
+    /// Bit, masqueradeAll and (syncPeriod, minSyncPeriod), from the block of the active mode.
+    pub(super) fn backend(
+        &mut self,
+        object: &KubeProxyConfiguration,
+    ) -> (u32, bool, (Duration, Duration)) {
+        let (iptables, nftables) = (&object.iptables, &object.nftables);
+        // iptables.masqueradeBit is validated in every mode, as kube-proxy does.
+        let iptables_bit = self.bit("iptables.masqueradeBit", iptables.masquerade_bit);
+        let nftables_bit = self.bit("nftables.masqueradeBit", nftables.masquerade_bit);
+        if object.mode == "nftables" {
+            let sync = self.sync("nftables", nftables.sync_period, nftables.min_sync_period);
+            (nftables_bit, nftables.masquerade_all, sync)
+        } else {
+            let sync = self.sync("iptables", iptables.sync_period, iptables.min_sync_period);
+            (iptables_bit, iptables.masquerade_all, sync)
+        }
+    }
+
+    fn bit(&mut self, field: &str, bit: Option<i32>) -> u32 {
+        let bit = bit.unwrap_or(14);
+        match u32::try_from(bit) {
+            Ok(bit @ 0..=31) => bit,
+            _ => {
+                self.invalid(field, bit, "must be within the range [0, 31]");
+                0
+            }
+        }
+    }
+
+    fn sync(&mut self, block: &str, period: GoDuration, min: GoDuration) -> (Duration, Duration) {
+        if period <= GoDuration::ZERO {
+            self.invalid(&format!("{block}.syncPeriod"), period, "must be greater than 0");
+        } else if min < GoDuration::ZERO {
+            let field = format!("{block}.minSyncPeriod");
+            self.invalid(&field, min, "must be greater than or equal to 0");
+        } else if min > period {
+            let why =
+                format!("must be greater than or equal to {block}.minSyncPeriod, which is {min}");
+            self.invalid(&format!("{block}.syncPeriod"), period, why);
+        }
+        (period.to_std(), min.to_std())
+    }
+
+    pub(super) fn feature_gates(&mut self, object: &KubeProxyConfiguration) -> FeatureGates {
+        match FeatureGates::new(&object.feature_gates) {
+            Ok((gates, notices)) => {
+                self.notices.extend(notices.into_iter().map(Notice::Info));
+                gates
+            }
+            Err(problems) => {
+                let problems = problems.into_iter();
+                self.found.extend(
+                    problems.map(|it| format!("KubeProxyConfiguration.featureGates: {it}")),
+                );
+                FeatureGates::default()
+            }
+        }
+    }
+
+    pub(super) fn source(&mut self, args: &Args, object: &KubeProxyConfiguration) -> Source {
+        let client = &object.client_connection;
+        if client.burst < 0 {
+            self.invalid("clientConnection.burst", client.burst, "must be non-negative");
+        }
+        if object.config_sync_period <= GoDuration::ZERO {
+            self.invalid("configSyncPeriod", object.config_sync_period, "must be greater than 0");
+        }
+        let in_file = Some(&object.kube_ferry.manifests).filter(|it| !it.is_empty());
+        if let Some(dir) = args.manifests.clone().or_else(|| in_file.map(PathBuf::from)) {
+            return Source::Manifests(dir);
+        }
+        Source::ApiServer(Client {
+            kubeconfig: Some(&client.kubeconfig).filter(|it| !it.is_empty()).map(PathBuf::from),
+            master: args.master.clone().filter(|it| !it.is_empty()),
+        })
+    }
+
+    /// The flag wins over the file, the file over the host's name.
+    pub(super) fn node_name(
+        &mut self,
+        args: &Args,
+        object: &KubeProxyConfiguration,
+        hostname: &str,
+    ) -> Arc<str> {
+        let flag = args.hostname_override.as_deref().filter(|name| !name.is_empty());
+        let file = Some(object.hostname_override.as_str()).filter(|name| !name.is_empty());
+        let (what, name) = match (flag, file) {
+            (Some(name), _) => ("--hostname-override", name),
+            (None, Some(name)) => ("KubeProxyConfiguration.hostnameOverride", name),
+            (None, None) => ("the host's name", hostname),
+        };
+        let name = name.trim().to_lowercase();
+        if name.is_empty() {
+            self.found.push(format!("{what} is empty; name the Node with --hostname-override"));
+        }
+        name.into()
+    }
+
+    pub(super) fn bind_address(&mut self, object: &KubeProxyConfiguration) -> IpAddr {
+        object.bind_address.parse().unwrap_or_else(|_| {
+            let value = format!("{:?}", object.bind_address);
+            self.invalid(
+                "bindAddress",
+                value,
+                "not a valid textual representation of an IP address",
+            );
+            Ipv4Addr::UNSPECIFIED.into()
+        })
+    }
+
+    pub(super) fn healthz(&mut self, object: &KubeProxyConfiguration) -> Option<SocketAddr> {
+        let address = object.healthz_bind_address.as_str();
+        (!address.is_empty()).then(|| self.address("healthzBindAddress", address))
+    }
+
+    pub(super) fn metrics(&mut self, object: &KubeProxyConfiguration) -> SocketAddr {
+        self.address("metricsBindAddress", &object.metrics_bind_address)
+    }
+
+    fn address(&mut self, field: &str, text: &str) -> SocketAddr {
+        match text.parse::<SocketAddr>() {
+            Ok(address) if address.port() != 0 => address,
+            Ok(address) => {
+                self.invalid(
+                    field,
+                    format!("{text:?}"),
+                    "must be a valid port, inclusive range is 1..65535",
+                );
+                address
+            }
+            Err(_) => {
+                self.invalid(field, format!("{text:?}"), "must be IP:port");
+                (Ipv4Addr::LOCALHOST, 0).into()
+            }
+        }
+    }
+
+    pub(super) fn detect_local(&mut self, object: &KubeProxyConfiguration) -> DetectLocal {
+        let names = &object.detect_local;
+        match object.detect_local_mode.as_str() {
+            "ClusterCIDR" => DetectLocal::ClusterCidr(self.cluster_cidr(&object.cluster_cidr)),
+            "NodeCIDR" => DetectLocal::NodeCidr,
+            "BridgeInterface" => {
+                self.interface("bridgeInterface", &names.bridge_interface);
+                DetectLocal::Bridge(names.bridge_interface.clone())
+            }
+            "InterfaceNamePrefix" => {
+                self.interface("interfaceNamePrefix", &names.interface_name_prefix);
+                DetectLocal::InterfacePrefix(names.interface_name_prefix.clone())
+            }
+            other => {
+                self.invalid(
+                    "detectLocalMode",
+                    format!("{other:?}"),
+                    "must be one of ClusterCIDR, NodeCIDR, BridgeInterface, InterfaceNamePrefix",
+                );
+                DetectLocal::NodeCidr
+            }
+        }
+    }
+
+    /// The kernel's limit is 15 bytes (IFNAMSIZ with its closing zero).
+    fn interface(&mut self, field: &str, name: &str) {
+        let field = format!("detectLocal.{field}");
+        if name.is_empty() {
+            self.invalid(&field, "\"\"", "must not be empty in this detectLocalMode");
+        } else if name.len() > 15 {
+            self.invalid(&field, format!("{name:?}"), "must not be longer than 15 bytes");
+        }
+    }
+
+    fn cluster_cidr(&mut self, list: &str) -> Vec<IpNet> {
+        if list.is_empty() {
+            self.warn(
+                "clusterCIDR is not set: traffic of local Pods cannot be told from other traffic; \
+                 off-cluster traffic to cluster IPs is not masqueraded (masqueradeAll would do it for all)",
+            );
+            return Vec::new();
+        }
+        let cidrs = self.cidrs("clusterCIDR", list.split(',').map(str::trim));
+        let pair = |a: &IpNet, b: &IpNet| a.addr().is_ipv4() != b.addr().is_ipv4();
+        let fits = match cidrs.as_slice() {
+            [] | [_] => true,
+            [a, b] => pair(a, b),
+            _ => false,
+        };
+        if !fits {
+            let why = "must be one CIDR or a dual-stack pair (one of IPv4 and one of IPv6)";
+            self.invalid("clusterCIDR", format!("{list:?}"), why);
+        }
+        cidrs
+    }
+
+    fn cidrs<'a>(&mut self, field: &str, texts: impl Iterator<Item = &'a str>) -> Vec<IpNet> {
+        let mut cidrs = Vec::new();
+        for text in texts {
+            match text.parse::<IpNet>() {
+                Ok(cidr) => cidrs.push(cidr.trunc()),
+                Err(_) => {
+                    let why =
+                        "must be a valid CIDR block, (e.g. 10.100.0.0/16 or fde4:8dba:82e1::/48)";
+                    self.invalid(field, format!("{text:?}"), why);
+                }
+            }
+        }
+        cidrs
+    }
+
+    pub(super) fn node_ports(&mut self, object: &KubeProxyConfiguration) -> NodePortSelector {
+        let list = &object.node_port_addresses;
+        match list.as_slice() {
+            [] => {
+                self.notices.push(Notice::Info(
+                    "NodePorts are accepted on all addresses of the node; nodePortAddresses: [primary] would limit them".into(),
+                ));
+                NodePortSelector::All
+            }
+            [only] if only == "primary" => NodePortSelector::Primary,
+            several if several.iter().any(|it| it == "primary") => {
+                let why = "\"primary\" must stand alone";
+                self.invalid("nodePortAddresses", several.join(","), why);
+                NodePortSelector::Primary
+            }
+            several => {
+                let ranges = self.cidrs("nodePortAddresses", several.iter().map(String::as_str));
+                NodePortSelector::Within(ranges)
+            }
+        }
+    }
+
+    pub(super) fn oom_score_adj(&mut self, object: &KubeProxyConfiguration) -> i32 {
+        let adj = object.oom_score_adj.unwrap_or(-999);
+        if !(-1000..=1000).contains(&adj) {
+            self.invalid("oomScoreAdj", adj, "must be within the range [-1000, 1000]");
+        }
+        adj
+    }
+
+    pub(super) fn conntrack(&mut self, object: &KubeProxyConfiguration) -> Conntrack {
+        let conntrack = &object.conntrack;
+        let max_per_core = self.count("conntrack.maxPerCore", conntrack.max_per_core);
+        Conntrack {
+            max_per_core: Some(max_per_core).filter(|max| *max > 0),
+            min: self.count("conntrack.min", conntrack.min),
+            tcp_established: self
+                .timeout("conntrack.tcpEstablishedTimeout", conntrack.tcp_established_timeout),
+            tcp_close_wait: self
+                .timeout("conntrack.tcpCloseWaitTimeout", conntrack.tcp_close_wait_timeout),
+            tcp_be_liberal: conntrack.tcp_be_liberal,
+            udp: self.timeout("conntrack.udpTimeout", Some(conntrack.udp_timeout)),
+            udp_stream: self
+                .timeout("conntrack.udpStreamTimeout", Some(conntrack.udp_stream_timeout)),
+        }
+    }
+
+    fn count(&mut self, field: &str, count: Option<i32>) -> u32 {
+        let count = count.unwrap_or(0);
+        u32::try_from(count).unwrap_or_else(|_| {
+            self.invalid(field, count, "must be greater than or equal to 0");
+            0
+        })
+    }
+
+    fn timeout(&mut self, field: &str, timeout: Option<GoDuration>) -> Option<Duration> {
+        let timeout = timeout.unwrap_or_default();
+        if timeout < GoDuration::ZERO {
+            self.invalid(field, timeout, "must be greater than or equal to 0");
+        }
+        Some(timeout.to_std()).filter(|timeout| !timeout.is_zero())
+    }
+
+    pub(super) fn logging(
+        &mut self,
+        object: &KubeProxyConfiguration,
+        gates: &FeatureGates,
+    ) -> Logging {
+        let logging = &object.logging;
+        let json = logging.format == "json";
+        if !json && logging.format != "text" {
+            self.invalid("logging.format", format!("{:?}", logging.format), "must be text or json");
+        }
+        if json && !logging.vmodule.is_empty() {
+            self.found.push(
+                "KubeProxyConfiguration.logging.vmodule: Forbidden: only supported for text log format".into(),
+            );
+        }
+        let alpha = gates.enabled("LoggingAlphaOptions");
+        self.routing("text", &logging.options.text, alpha);
+        self.routing("json", &logging.options.json, alpha);
+        let active = if json { &logging.options.json } else { &logging.options.text };
+        Logging {
+            json,
+            verbosity: logging.verbosity,
+            vmodule: logging
+                .vmodule
+                .iter()
+                .map(|it| (it.file_pattern.clone(), it.verbosity))
+                .collect(),
+            split_stream: active.split_stream,
+        }
+    }
+
+    fn routing(&mut self, format: &str, routing: &OutputRouting, alpha: bool) {
+        let field = format!("logging.options.{format}");
+        let size = match &routing.info_buffer_size {
+            Value::String(text) => text.clone(),
+            number @ (Value::Null
+            | Value::Bool(_)
+            | Value::Number(_)
+            | Value::Array(_)
+            | Value::Object(_)) => number.to_string(),
+        };
+        if size != "0" {
+            let why = "buffering is not implemented; every message is written at once (0)";
+            self.invalid(&format!("{field}.infoBufferSize"), size, why);
+        }
+        if routing.split_stream && !alpha {
+            self.found.push(format!(
+                "KubeProxyConfiguration.{field}.splitStream: Forbidden: feature LoggingAlphaOptions is disabled"
+            ));
+        }
+    }
+
+    /// Settings that are refused because nothing stands behind them, and those that are known to do nothing.
+    pub(super) fn without_effect(
+        &mut self,
+        args: &Args,
+        object: &KubeProxyConfiguration,
+    ) -> Vec<Notice> {
+        if object.enable_profiling {
+            let why = "profiling endpoints are not implemented; set it to false";
+            self.invalid("enableProfiling", true, why);
+        }
+        let version = object.show_hidden_metrics_for_version.as_str();
+        if !version.is_empty() && version != PREVIOUS_MINOR {
+            let why = format!("must be the previous minor version, {PREVIOUS_MINOR}");
+            self.invalid("showHiddenMetricsForVersion", format!("{version:?}"), why);
+        }
+        for setting in idle_settings(args, object) {
+            self.notices.push(Notice::Info(format!("{setting} has no effect")));
+        }
+        if args.config.is_none() && args.iptables_localhost_nodeports == Some(true) {
+            self.warn("--iptables-localhost-nodeports has no effect: nftables cannot serve NodePorts on 127.0.0.1");
+        }
+        std::mem::take(&mut self.notices)
+    }
+}
+
+/// Settings, not at their defaults, that concern Windows, client internals, or nothing at all.
+fn idle_settings(args: &Args, object: &KubeProxyConfiguration) -> Vec<&'static str> {
+    let defaults = KubeProxyConfiguration::defaulted();
+    let (client, usual) = (&object.client_connection, &defaults.client_connection);
+    let typed = |flag: &str| args.config.is_none() && args.given.contains_key(flag);
+    let rows = [
+        (typed("boot-id-file"), "--boot-id-file"),
+        (typed("machine-id-file"), "--machine-id-file"),
+        (
+            client.qps != usual.qps || client.burst != usual.burst,
+            "clientConnection.qps and burst (there are only watches and Events)",
+        ),
+        (
+            client.content_type != usual.content_type || !client.accept_content_types.is_empty(),
+            "clientConnection.contentType and acceptContentTypes (JSON is spoken)",
+        ),
+        (
+            object.config_sync_period != defaults.config_sync_period,
+            "configSyncPeriod (a change is applied when the watch delivers it, there is nothing to refresh)",
+        ),
+        (!object.port_range.is_empty(), "portRange"),
+        (object.winkernel != defaults.winkernel, "winkernel (Windows only)"),
+        (object.windows_run_as_service, "windowsRunAsService (Windows only)"),
+        (
+            !object.show_hidden_metrics_for_version.is_empty(),
+            "showHiddenMetricsForVersion (no metric is hidden)",
+        ),
+        (
+            object.mode == "nftables" && typed("iptables-masquerade-bit"),
+            "--iptables-masquerade-bit in mode nftables (nftables.masqueradeBit in a file is what counts)",
+        ),
+    ];
+    rows.into_iter().filter(|(idle, _)| *idle).map(|(_, setting)| setting).collect()
+}

@@ -1,0 +1,245 @@
+//! The health server and the metrics server: paths, headers, bodies (reference 10.1 and 10.3).
+
+use std::fmt::Write as _;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::response::Response;
+use axum::routing::any;
+use http::{HeaderName, Method, StatusCode, header};
+use jiff::Timestamp;
+use tracing::{info, warn};
+
+use super::health::Answer;
+use super::listen::{ListenError, Reach, listen};
+use super::{Metrics, SharedHealth};
+use crate::config::Config;
+use crate::version;
+
+/// How long until a failed listen is tried again.
+pub const LISTEN_RETRY: Duration = Duration::from_secs(5);
+
+/// One server of the process.
+#[derive(Clone, Copy, Debug)]
+pub struct Server {
+    pub purpose: &'static str,
+    /// The flag that names the address.
+    pub option: &'static str,
+    pub address: SocketAddr,
+    /// A listener that cannot be opened is an error instead of being tried again after this time.
+    pub retry: Option<Duration>,
+}
+
+impl Server {
+    /// Listens and serves until `stop` is ready.
+    ///
+    /// Returns an error only if the first listen fails and `retry` is not set.
+    pub async fn run(
+        self,
+        router: Router,
+        stop: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<(), ListenError> {
+        let Server { purpose, option, address, retry } = self;
+        let mut stop = Box::pin(stop);
+        let listener = loop {
+            let error = match self.open() {
+                Ok(listener) => break listener,
+                Err(source) => ListenError { address, purpose, option, source },
+            };
+            let Some(retry) = retry else { return Err(error) };
+            warn!("{error}; trying again every {retry:?}");
+            tokio::select! {
+                () = &mut stop => return Ok(()),
+                () = tokio::time::sleep(retry) => {}
+            }
+        };
+        info!(%address, "serving {purpose}");
+        // Ends by `stop` alone; errors of single connections stay with them.
+        if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(stop).await {
+            warn!(%error, "the {purpose} server ended");
+        }
+        Ok(())
+    }
+
+    fn open(&self) -> std::io::Result<tokio::net::TcpListener> {
+        tokio::net::TcpListener::from_std(listen(self.address, Reach::BothFamilies)?)
+    }
+}
+
+/// `/healthz` and `/livez` for load balancers and kubelets.
+pub fn health_router(health: SharedHealth, metrics: Metrics) -> Router {
+    let (live_health, live_metrics) = (health.clone(), metrics.clone());
+    let healthz = move || async move {
+        let answer = health.report().healthz();
+        metrics.healthz_answered(answer.code);
+        health_response(answer)
+    };
+    let livez = move || async move {
+        let answer = live_health.report().livez();
+        live_metrics.livez_answered(answer.code);
+        health_response(answer)
+    };
+    Router::new().route("/healthz", any(healthz)).route("/livez", any(livez)).fallback(not_found)
+}
+
+fn health_response(answer: Answer) -> Response {
+    let code = StatusCode::from_u16(answer.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    respond(code, "application/json", answer.body)
+}
+
+/// What the metrics server shows besides the metrics; fixed while the process runs.
+#[derive(Debug)]
+pub struct Pages {
+    metrics: Metrics,
+    /// Answers of `/healthz` since the start or the last DELETE of `/metrics/slis`.
+    pings: AtomicU64,
+    configz: String,
+    flagz: String,
+    statusz: bool,
+    flags: bool,
+    started: Timestamp,
+}
+
+/// What `/proxyMode` says: the backend that is at work, whatever name it was asked for by.
+const PROXY_MODE: &str = "nftables";
+
+impl Pages {
+    pub fn new(
+        config: &Config,
+        metrics: Metrics,
+        started: Timestamp,
+    ) -> Result<Self, serde_json::Error> {
+        let object = serde_json::to_string(&config.object)?;
+        Ok(Pages {
+            metrics,
+            pings: AtomicU64::new(0),
+            configz: format!("{{\"kubeproxy.config.k8s.io\":{object}}}"),
+            flagz: flagz(config),
+            statusz: config.feature_gates.enabled("ComponentStatusz"),
+            flags: config.feature_gates.enabled("ComponentFlagz"),
+            started,
+        })
+    }
+
+    fn slis(&self, method: &Method) -> Response {
+        if method == Method::DELETE {
+            self.pings.store(0, Ordering::Relaxed);
+            return respond(StatusCode::OK, TEXT, "metrics reset\n");
+        }
+        let pings = self.pings.load(Ordering::Relaxed);
+        let mut page = String::new();
+        let head = |page: &mut String, name, help, kind| {
+            let _ = write!(page, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
+        };
+        head(&mut page, "kubernetes_healthcheck", "[STABLE] The result of the last check", "gauge");
+        page.push_str("kubernetes_healthcheck{name=\"ping\",type=\"healthz\"} 1\n");
+        head(&mut page, "kubernetes_healthchecks_total", "[STABLE] Results of checks", "counter");
+        let _ = writeln!(
+            page,
+            "kubernetes_healthchecks_total{{name=\"ping\",status=\"success\",type=\"healthz\"}} {pings}"
+        );
+        respond(StatusCode::OK, EXPOSITION, page)
+    }
+
+    fn metrics_page(&self) -> Response {
+        match self.metrics.text() {
+            Ok(text) => respond(StatusCode::OK, EXPOSITION, text),
+            Err(error) => respond(StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("{error}\n")),
+        }
+    }
+
+    fn statusz_page(&self) -> String {
+        let up = Timestamp::now().duration_since(self.started).as_secs();
+        format!(
+            "\nkube-ferry statusz\n\nStarted: {}\nUp: {} hr {:02} min {:02} sec\nVersion: {}\nFollows: kube-proxy v{}\n\
+             Paths: /configz /flagz /healthz /metrics /metrics/slis /proxyMode /statusz\n",
+            self.started,
+            up / 3600,
+            up / 60 % 60,
+            up % 60,
+            version::OWN,
+            version::KUBERNETES,
+        )
+    }
+}
+
+fn flagz(config: &Config) -> String {
+    let mut page =
+        "\nkube-ferry flagz: the flags that were given; /configz shows what is in force\n\n"
+            .to_owned();
+    for (flag, value) in &config.flags {
+        let _ = writeln!(page, "{flag}={value}");
+    }
+    page
+}
+
+/// Everything on the metrics server. Paths that are switched off, and all others, are 404.
+pub fn metrics_router(pages: Arc<Pages>) -> Router {
+    let page = |answer: fn(&Pages, &Method) -> Response| {
+        let pages = pages.clone();
+        any(move |method: Method| async move { answer(&pages, &method) })
+    };
+    let mut router = Router::new()
+        .route("/metrics", page(|pages, _| pages.metrics_page()))
+        .route("/metrics/slis", page(Pages::slis))
+        .route("/proxyMode", page(|_, _| respond(StatusCode::OK, TEXT, PROXY_MODE)))
+        .route(
+            "/configz",
+            page(|pages, _| respond(StatusCode::OK, "application/json", pages.configz.clone())),
+        )
+        .route(
+            "/healthz",
+            page(|pages, _| {
+                pages.pings.fetch_add(1, Ordering::Relaxed);
+                respond(StatusCode::OK, TEXT, "ok")
+            }),
+        );
+    if pages.statusz {
+        router = router.route(
+            "/statusz",
+            page(|pages, _| respond(StatusCode::OK, TEXT, pages.statusz_page())),
+        );
+    }
+    if pages.flags {
+        router = router
+            .route("/flagz", page(|pages, _| respond(StatusCode::OK, TEXT, pages.flagz.clone())));
+    }
+    router.fallback(not_found)
+}
+
+const TEXT: &str = "text/plain; charset=utf-8";
+const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+#[expect(clippy::unused_async, reason = "axum's handlers are async")]
+async fn not_found() -> Response {
+    respond(StatusCode::NOT_FOUND, TEXT, "404 page not found\n")
+}
+
+pub(super) fn respond(
+    code: StatusCode,
+    content_type: &'static str,
+    body: impl Into<Body>,
+) -> Response {
+    respond_with(code, content_type, [], body)
+}
+
+/// A response with a few more headers.
+pub(super) fn respond_with<const N: usize>(
+    code: StatusCode,
+    content_type: &'static str,
+    headers: [(HeaderName, http::HeaderValue); N],
+    body: impl Into<Body>,
+) -> Response {
+    let mut response = Response::new(body.into());
+    *response.status_mut() = code;
+    let all = response.headers_mut();
+    all.insert(header::CONTENT_TYPE, http::HeaderValue::from_static(content_type));
+    all.insert(header::X_CONTENT_TYPE_OPTIONS, http::HeaderValue::from_static("nosniff"));
+    all.extend(headers);
+    response
+}

@@ -1,0 +1,195 @@
+//! Names, help texts, labels and buckets: the table of section 9 of the reference and ours below it.
+
+use prometheus::core::Collector;
+use prometheus::{
+    GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, exponential_buckets,
+};
+
+use super::process::ProcessCollector;
+use crate::config::FeatureGates;
+use crate::config::feature_gates::GATES;
+
+/// All metrics, registered.
+#[derive(Debug)]
+pub(super) struct Families {
+    pub registry: Registry,
+
+    pub sync_duration: HistogramVec,
+    pub full_sync_duration: HistogramVec,
+    pub partial_sync_duration: HistogramVec,
+    pub last_timestamp: GaugeVec,
+    pub queued_timestamp: GaugeVec,
+    pub network_programming: HistogramVec,
+    pub endpoint_changes_pending: IntGauge,
+    pub endpoint_changes: IntCounter,
+    pub service_changes_pending: IntGauge,
+    pub service_changes: IntCounter,
+    pub no_local_endpoints: IntGaugeVec,
+    pub healthz: IntCounterVec,
+    pub livez: IntCounterVec,
+    pub conntrack_duration: HistogramVec,
+    pub conntrack_deleted: IntCounterVec,
+    pub sync_failures: IntCounterVec,
+
+    pub elements: IntCounterVec,
+    pub rows: IntGaugeVec,
+    pub rows_limit: IntGaugeVec,
+    pub batches: IntCounterVec,
+    pub operations: IntCounter,
+    pub commit_duration: Histogram,
+    pub coalesced: IntCounter,
+    pub skipped: IntCounterVec,
+    pub conflicts: IntGauge,
+    pub drift_repairs: IntCounterVec,
+    pub watch_events: IntCounterVec,
+    pub watch_last_event: GaugeVec,
+    pub watch_relists: IntCounterVec,
+    pub watch_errors: IntCounterVec,
+}
+
+const F: [&str; 1] = ["ip_family"];
+
+impl Families {
+    pub(super) fn register(gates: &FeatureGates) -> Result<Self, prometheus::Error> {
+        let maker = Maker { registry: Registry::new() };
+        maker.constants(gates)?;
+        maker.keep(&ProcessCollector::new()?)?;
+        let exp = exponential_buckets(0.001, 2.0, 15)?;
+        let commit = exponential_buckets(0.000_05, 2.0, 18)?;
+        Ok(Families {
+            sync_duration: maker.histograms("kubeproxy_sync_proxy_rules_duration_seconds", "[ALPHA] How long syncs took, in seconds, successful or not", &F, &exp)?,
+            full_sync_duration: maker.histograms("kubeproxy_sync_full_proxy_rules_duration_seconds", "[ALPHA] How long full syncs took, in seconds", &F, &exp)?,
+            partial_sync_duration: maker.histograms("kubeproxy_sync_partial_proxy_rules_duration_seconds", "[ALPHA] How long partial syncs took, in seconds", &F, &exp)?,
+            last_timestamp: maker.gauges("kubeproxy_sync_proxy_rules_last_timestamp_seconds", "[ALPHA] When rules were last synced successfully, in seconds since the epoch", &F)?,
+            queued_timestamp: maker.gauges("kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds", "[ALPHA] When a sync was last asked for, in seconds since the epoch", &F)?,
+            network_programming: maker.histograms("kubeproxy_network_programming_duration_seconds", "[ALPHA] From the change of a Service's endpoints until it was programmed on this node, in seconds", &F, &programming_buckets())?,
+            endpoint_changes_pending: maker.int_gauge("kubeproxy_sync_proxy_rules_endpoint_changes_pending", "[ALPHA] EndpointSlice changes that no sync has taken up yet")?,
+            endpoint_changes: maker.counter("kubeproxy_sync_proxy_rules_endpoint_changes_total", "[ALPHA] EndpointSlice events received")?,
+            service_changes_pending: maker.int_gauge("kubeproxy_sync_proxy_rules_service_changes_pending", "[ALPHA] Services with a change that no sync has taken up yet")?,
+            service_changes: maker.counter("kubeproxy_sync_proxy_rules_service_changes_total", "[ALPHA] Service events received")?,
+            // The name ends in _total and it is a gauge: kube-proxy's contract, kept for dashboards.
+            no_local_endpoints: maker.int_gauges("kubeproxy_sync_proxy_rules_no_local_endpoints_total", "[ALPHA] Service ports with a Local policy that have endpoints elsewhere and none on this node", &["ip_family", "traffic_policy"])?,
+            healthz: maker.counters("kubeproxy_proxy_healthz_total", "[ALPHA] Answers of /healthz by HTTP status", &["code"])?,
+            livez: maker.counters("kubeproxy_proxy_livez_total", "[ALPHA] Answers of /livez by HTTP status", &["code"])?,
+            conntrack_duration: maker.histograms("kubeproxy_conntrack_reconciler_sync_duration_seconds", "[ALPHA] How long looking for stale flows took, in seconds", &F, &exp)?,
+            conntrack_deleted: maker.counters("kubeproxy_conntrack_reconciler_deleted_entries_total", "[ALPHA] Stale flows deleted from connection tracking", &F)?,
+            sync_failures: maker.counters("kubeproxy_sync_proxy_rules_nftables_sync_failures_total", "[ALPHA] Syncs whose nftables transaction failed", &F)?,
+
+            elements: maker.counters("kubeferry_elements_total", "Elements written to nftables sets and maps", &["ip_family", "set", "operation"])?,
+            rows: maker.int_gauges("kubeferry_set_elements", "Elements that an nftables set or map holds", &["ip_family", "set"])?,
+            rows_limit: maker.int_gauges("kubeferry_set_size", "Elements that fit into an nftables set or map", &["ip_family", "set"])?,
+            batches: maker.counters("kubeferry_batches_total", "nftables transactions sent to the kernel, by what became of them", &["result"])?,
+            operations: maker.counter("kubeferry_operations_total", "nftables operations in committed transactions")?,
+            commit_duration: maker.histogram("kubeferry_kernel_commit_duration_seconds", "How long the kernel took for a transaction, in seconds", &commit)?,
+            coalesced: maker.counter("kubeferry_events_coalesced_total", "Events that joined others in one sync")?,
+            skipped: maker.counters("kubeferry_skipped_objects_total", "Objects, or parts of them, that cannot be used and are left out", &["resource", "reason"])?,
+            conflicts: maker.int_gauge("kubeferry_address_conflicts", "Claims on an address and port that an older Service holds")?,
+            drift_repairs: maker.counters("kubeferry_drift_repairs_total", "Times that the kernel's tables were not as left and were set right", &F)?,
+            watch_events: maker.counters("kubeferry_watch_events_total", "Watch events received", &["resource"])?,
+            watch_last_event: maker.gauges("kubeferry_watch_last_event_timestamp_seconds", "When a watch last delivered something, in seconds since the epoch", &["resource"])?,
+            watch_relists: maker.counters("kubeferry_watch_relists_total", "Whole lists fetched", &["resource"])?,
+            watch_errors: maker.counters("kubeferry_watch_errors_total", "Lists and watches that failed and were tried again", &["resource"])?,
+
+            registry: maker.registry,
+        })
+    }
+}
+
+/// 0, then finer below a minute than above, up to five minutes; the leading 0 is real in kube-proxy, too.
+fn programming_buckets() -> Vec<f64> {
+    let seconds = (1..60).chain((60..=115).step_by(5)).chain((120..=300).step_by(30));
+    [0.0, 0.25, 0.5].into_iter().chain(seconds.map(f64::from)).collect()
+}
+
+/// Makes metrics and registers them at once, so that none is forgotten.
+struct Maker {
+    registry: Registry,
+}
+
+impl Maker {
+    fn keep<C: Collector + Clone + 'static>(&self, metric: &C) -> Result<C, prometheus::Error> {
+        self.registry.register(Box::new(metric.clone()))?;
+        Ok(metric.clone())
+    }
+
+    fn histograms(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+        buckets: &[f64],
+    ) -> Result<HistogramVec, prometheus::Error> {
+        let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+        self.keep(&HistogramVec::new(options, labels)?)
+    }
+
+    fn histogram(
+        &self,
+        name: &str,
+        help: &str,
+        buckets: &[f64],
+    ) -> Result<Histogram, prometheus::Error> {
+        let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+        self.keep(&Histogram::with_opts(options)?)
+    }
+
+    fn gauges(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+    ) -> Result<GaugeVec, prometheus::Error> {
+        self.keep(&GaugeVec::new(Opts::new(name, help), labels)?)
+    }
+
+    fn int_gauges(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+    ) -> Result<IntGaugeVec, prometheus::Error> {
+        self.keep(&IntGaugeVec::new(Opts::new(name, help), labels)?)
+    }
+
+    fn int_gauge(&self, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
+        self.keep(&IntGauge::new(name, help)?)
+    }
+
+    fn counters(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+    ) -> Result<IntCounterVec, prometheus::Error> {
+        self.keep(&IntCounterVec::new(Opts::new(name, help), labels)?)
+    }
+
+    fn counter(&self, name: &str, help: &str) -> Result<IntCounter, prometheus::Error> {
+        self.keep(&IntCounter::new(name, help)?)
+    }
+
+    /// What does not change while the process runs.
+    fn constants(&self, gates: &FeatureGates) -> Result<(), prometheus::Error> {
+        let info = self.int_gauges(
+            "kubernetes_build_info",
+            "[ALPHA] Version of this component; the git version names the Kubernetes release whose behaviour it follows",
+            &["major", "minor", "git_version", "compiler", "platform"],
+        )?;
+        let version = format!("v{}+kube-ferry.{}", crate::version::KUBERNETES, crate::version::OWN);
+        let platform = format!("{}/{}", std::env::consts::OS, std::env::consts::ARCH);
+        let (major, minor) = crate::version::KUBERNETES.split_once('.').unwrap_or_default();
+        let minor = minor.split('.').next().unwrap_or_default();
+        info.with_label_values(&[major, minor, &version, "rustc", &platform]).set(1);
+        let features = self.int_gauges(
+            "kubernetes_feature_enabled",
+            "[BETA] Whether a feature gate is on",
+            &["name", "stage"],
+        )?;
+        for gate in &GATES {
+            let enabled = i64::from(gates.enabled(gate.name));
+            features.with_label_values(&[gate.name, gate.stage]).set(enabled);
+        }
+        Ok(())
+    }
+}

@@ -69,6 +69,8 @@ pub struct PortForwarding {
     pub local: Vec<Backend>,
     /// Addresses of reachable backends on this node: they may meet themselves (hairpin). Sorted.
     pub hairpin: Vec<IpAddr>,
+    /// UDP only: every endpoint that serves, chosen or not; flows to others are stale (reference 7.1). Sorted.
+    pub serving: Vec<Backend>,
     /// ClientIP affinity: timeout in seconds.
     pub affinity: Option<u32>,
 }

@@ -87,10 +87,7 @@ impl<K: Kernel> Sync<K> {
     fn take(&mut self, changes: &mut Vec<Change>) {
         self.reporter.received(changes);
         for change in changes.drain(..) {
-            match change {
-                Change::HostAddresses(addresses) => self.engine.set_host_addresses(addresses),
-                change => self.engine.apply(change),
-            }
+            self.engine.apply(change);
         }
         if let Some(node) = self.engine.cluster().node() {
             self.reporter.node(node);

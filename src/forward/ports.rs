@@ -7,14 +7,15 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::claims::{Claim, Claims};
-use super::select::{Selection, SlicePorts, Uses, select};
+use super::select::{Candidate, Selection, SlicePorts, Uses, select};
 use super::{
-    Conflict, Frontend, FrontendAddress, FrontendKind, HealthCheck, PortForwarding,
+    Backend, Conflict, Frontend, FrontendAddress, FrontendKind, HealthCheck, PortForwarding,
     ServiceForwarding, Settings, WithoutBackend,
 };
 use crate::model::range::disjoint;
 use crate::model::{
-    Cluster, Family, Service, ServiceFamily, ServiceId, ServicePort, SourceRanges, TrafficPolicy,
+    Cluster, Family, Protocol, Service, ServiceFamily, ServiceId, ServicePort, SourceRanges,
+    TrafficPolicy,
 };
 
 /// Everything that a Service claims, in the order of its ports.
@@ -183,6 +184,7 @@ impl<'a> FamilyScope<'a> {
             cluster: selection.cluster,
             local: selection.local,
             hairpin: selection.hairpin,
+            serving: serving(port.protocol, &candidates),
             affinity: service.affinity,
         }
     }
@@ -198,6 +200,12 @@ impl<'a> FamilyScope<'a> {
             source_ranges: self.source_ranges.clone().filter(|_| restricted),
         }
     }
+}
+
+/// Every endpoint that serves, ready or terminating, near or far: UDP flows to it go on.
+fn serving(protocol: Protocol, candidates: &[Candidate<'_>]) -> Vec<Backend> {
+    let udp = candidates.iter().filter(|_| protocol == Protocol::Udp);
+    udp.filter(|it| it.endpoint.serving).map(|it| it.backend).collect()
 }
 
 fn policy_of(service: &Service, kind: FrontendKind) -> TrafficPolicy {

@@ -1,5 +1,7 @@
 //! What may happen to the cluster.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::endpoint::EndpointSlice;
@@ -24,6 +26,8 @@ pub enum Change {
     NodeDeleted,
     ServiceCidrApplied(ServiceCidr),
     ServiceCidrDeleted(Arc<str>),
+    /// The host's own addresses, loopback included, as its interfaces have them now.
+    HostAddresses(BTreeSet<IpAddr>),
     /// An object that cannot be used at all. What was known of it before is forgotten.
     Unusable(Skipped),
 }

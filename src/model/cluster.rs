@@ -1,6 +1,6 @@
 //! The state of the cluster: what the API server last said, without what is never consulted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -34,6 +34,7 @@ pub struct Cluster {
     /// Whose entry a slice, by its own name, is in.
     owners: FxHashMap<ObjectName, ServiceId>,
     node: Option<Node>,
+    host_addresses: BTreeSet<IpAddr>,
     service_cidrs: BTreeMap<Arc<str>, (Vec<IpNet>, Epoch)>,
     ledger: Ledger,
 }
@@ -68,6 +69,7 @@ impl Cluster {
             free: Vec::new(),
             owners: FxHashMap::default(),
             node: None,
+            host_addresses: BTreeSet::new(),
             service_cidrs: BTreeMap::new(),
             ledger: Ledger::new(required),
         }
@@ -89,6 +91,7 @@ impl Cluster {
             Change::NodeDeleted => keep_node(),
             Change::ServiceCidrApplied(cidr) => self.apply_service_cidr(cidr),
             Change::ServiceCidrDeleted(name) => self.delete_service_cidr(&name),
+            Change::HostAddresses(addresses) => self.set_host_addresses(addresses),
             Change::Unusable(skipped) => self.forget(&skipped),
         }
     }
@@ -127,6 +130,11 @@ impl Cluster {
     /// The slices of a Service, sorted by name.
     pub fn slices(&self, id: ServiceId) -> impl Iterator<Item = &EndpointSlice> {
         self.entry(id).into_iter().flat_map(|it| it.slices.iter().map(|(slice, _)| slice))
+    }
+
+    /// The host's own addresses, loopback included.
+    pub fn host_addresses(&self) -> &BTreeSet<IpAddr> {
+        &self.host_addresses
     }
 
     /// The own Node as last seen; it outlives its object (see [`Change::NodeDeleted`]).
@@ -204,7 +212,7 @@ impl Cluster {
 
     fn apply_slice(&mut self, mut slice: EndpointSlice) -> Touched {
         let epoch = self.ledger.epoch(Resource::EndpointSlice);
-        let trigger = slice.trigger_time.take();
+        let (family, trigger) = (slice.family, slice.trigger_time.take());
         let owner = self.enter(&slice.service);
         let mut touched = match self.owners.insert(slice.name.clone(), owner) {
             Some(former) if former != owner => self.take_slice(former, &slice.name),
@@ -228,7 +236,7 @@ impl Cluster {
         }
         if entry.service.is_some() {
             touched.services.insert(owner);
-            touched.triggers.extend(trigger.map(|at| (owner, at)));
+            touched.triggers.extend(trigger.map(|at| (owner, family, at)));
         }
         touched
     }
@@ -251,6 +259,12 @@ impl Cluster {
             services: touches.into_iter().collect(),
             ..Touched::default()
         }
+    }
+
+    fn set_host_addresses(&mut self, addresses: BTreeSet<IpAddr>) -> Touched {
+        let node = self.host_addresses != addresses;
+        self.host_addresses = addresses;
+        Touched { node, ..Touched::default() }
     }
 
     fn apply_node(&mut self, node: Node) -> Touched {

@@ -10,11 +10,11 @@ use jiff::Timestamp;
 
 use super::report::{Report, excerpt, is_name};
 use super::{Context, Converted, Interner, PRODUCT_LIMIT, raw};
-use addresses::{Addresses, cluster_ips};
-pub(super) use addresses::usable_ip;
 use crate::model::{
     Change, Family, Protocol, Resource, Service, ServicePort, Skipped, TrafficPolicy,
 };
+pub(super) use addresses::usable_ip;
+use addresses::{Addresses, cluster_ips};
 
 /// The API's default for ClientIP affinity, in seconds.
 const DEFAULT_AFFINITY: u32 = 10_800;

@@ -45,7 +45,6 @@ pub struct Engine {
     bisect: Option<usize>,
     /// Everything is being compared with the kernel; rows nobody claims are deleted at the end.
     adopting: bool,
-    host_addresses: BTreeSet<IpAddr>,
     /// The node's addresses or the ServiceCIDRs may differ from what the kernel has.
     facts_changed: bool,
     /// Trigger times (nanoseconds since the epoch) of endpoint changes that no committed batch contains yet.
@@ -94,7 +93,6 @@ impl Engine {
             refused: BTreeMap::new(),
             bisect: None,
             adopting: false,
-            host_addresses: BTreeSet::new(),
             facts_changed: true,
             triggers: BTreeMap::new(),
             results: Results::default(),
@@ -135,17 +133,6 @@ impl Engine {
             self.program = program;
             self.lost();
         }
-    }
-
-    /// The host's own addresses.
-    pub fn set_host_addresses(&mut self, addresses: BTreeSet<IpAddr>) {
-        self.facts_changed |= self.host_addresses != addresses;
-        self.host_addresses = addresses;
-    }
-
-    /// The host's own addresses, as last told.
-    pub fn host_addresses(&self) -> &BTreeSet<IpAddr> {
-        &self.host_addresses
     }
 
     /// Nothing may be written before every watch has delivered its first list.
@@ -201,7 +188,7 @@ impl Engine {
         self.recompute();
         let Some(compiler) = self.compiler.as_mut() else { return Batch::default() };
         for &family in &self.program.families {
-            let addresses = self.settings.node_port_ips(family, self.cluster.node(), &self.host_addresses);
+            let addresses = self.settings.node_port_ips(family, self.cluster.node(), self.cluster.host_addresses());
             compiler.stage_node_port_ips(family, &addresses);
             compiler.stage_service_cidrs(family, &self.cluster.service_cidrs(family));
         }
@@ -259,7 +246,7 @@ impl Engine {
 
     fn node_port_ips(&self) -> BTreeSet<IpAddr> {
         let node = self.cluster.node();
-        let of = |family| self.settings.node_port_ips(family, node, &self.host_addresses);
+        let of = |family| self.settings.node_port_ips(family, node, self.cluster.host_addresses());
         Family::ALL.into_iter().flat_map(of).collect()
     }
 
@@ -312,7 +299,7 @@ impl Engine {
                 wanted.push(HealthCheck { service: service.clone(), family, port: check.node_port, local_endpoints });
             }
         }
-        let listen = |family| self.settings.health_check_addresses(family, self.cluster.node(), &self.host_addresses);
+        let listen = |family| self.settings.health_check_addresses(family, self.cluster.node(), self.cluster.host_addresses());
         HealthChecks { wanted, v4: listen(Family::V4), v6: listen(Family::V6) }
     }
 

@@ -6,7 +6,6 @@
 
 use crate::model::Family;
 use crate::nft::schema::{Data, Field, SetSpec};
-use crate::nft::skeleton;
 
 /// The most that the kernel takes.
 pub(super) const MAX: usize = 256;
@@ -62,7 +61,7 @@ pub(super) fn comment(text: &str) -> Vec<u8> {
 
 /// User data of a set or map.
 pub(super) fn of_set(family: Family, spec: &SetSpec) -> Vec<u8> {
-    let by_type = !skeleton::needs_typeof(spec);
+    let by_type = spec.by_type;
     let mut out = Vec::new();
     put_u32(&mut out, set::KEY_BYTE_ORDER, byte_order(spec.key));
     match spec.data {

@@ -180,4 +180,3 @@ pub(in crate::objects) fn usable_ip(
         }
     }
 }
-

@@ -30,6 +30,7 @@ pub mod logging;
 pub mod model;
 pub mod nft;
 pub mod objects;
+pub mod run;
 pub mod serve;
 pub mod sysctl;
 pub mod version;

@@ -174,12 +174,15 @@ impl fmt::Display for Refused {
             }
             None => write!(f, "cannot set {path} to {value}: {}", self.source)?,
         }
-        f.write_str(match self.source.kind() {
-            io::ErrorKind::NotFound => " (is the module nf_conntrack loaded? is /proc/sys visible?)",
-            io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => {
-                " (set it on the host, run once with --init-only and privileges, or set the option to 0)"
-            }
-            _ => "",
+        let kind = self.source.kind();
+        f.write_str(if kind == io::ErrorKind::NotFound {
+            " (is the module nf_conntrack loaded? is /proc/sys visible?)"
+        } else if kind == io::ErrorKind::ReadOnlyFilesystem
+            || kind == io::ErrorKind::PermissionDenied
+        {
+            " (set it on the host, run once with --init-only and privileges, or set the option to 0)"
+        } else {
+            ""
         })
     }
 }

@@ -3,4 +3,8 @@
 #[cfg(test)]
 mod codec;
 #[cfg(test)]
+mod command_line;
+#[cfg(test)]
 mod render;
+#[cfg(test)]
+mod serve;

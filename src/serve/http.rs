@@ -215,7 +215,6 @@ pub fn metrics_router(pages: Arc<Pages>) -> Router {
 const TEXT: &str = "text/plain; charset=utf-8";
 const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-#[expect(clippy::unused_async, reason = "axum's handlers are async")]
 async fn not_found() -> Response {
     respond(StatusCode::NOT_FOUND, TEXT, "404 page not found\n")
 }

@@ -29,17 +29,17 @@ pub struct ListenError {
 }
 
 fn hint(error: &io::Error, option: &str) -> String {
-    match error.kind() {
-        io::ErrorKind::AddrInUse => format!(
+    let kind = error.kind();
+    if kind == io::ErrorKind::AddrInUse {
+        format!(
             " (does another kube-proxy or kube-ferry run on this node? stop it, or set another {option})"
-        ),
-        io::ErrorKind::AddrNotAvailable => {
-            format!(" (the node does not have this address; set another {option})")
-        }
-        io::ErrorKind::PermissionDenied => {
-            " (ports below 1024 need the capability CAP_NET_BIND_SERVICE)".to_owned()
-        }
-        _ => String::new(),
+        )
+    } else if kind == io::ErrorKind::AddrNotAvailable {
+        format!(" (the node does not have this address; set another {option})")
+    } else if kind == io::ErrorKind::PermissionDenied {
+        " (ports below 1024 need the capability CAP_NET_BIND_SERVICE)".to_owned()
+    } else {
+        String::new()
     }
 }
 

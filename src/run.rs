@@ -1,0 +1,273 @@
+//! Wiring: from the command line to a running process, and its exit code.
+//!
+//! 0 for what was asked and done, also after SIGTERM; 1 for every error.
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use jiff::Timestamp;
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tracing::{debug, error, info, warn};
+
+use crate::config::{self, Action, Args, Config, VersionFormat};
+use crate::serve::http::{LISTEN_RETRY, Pages, Server, health_router, metrics_router};
+use crate::serve::{Metrics, SharedHealth};
+use crate::{logging, sysctl, version};
+
+mod ending;
+
+pub use ending::{Ending, Stop};
+
+/// How often the configuration file is looked at.
+const CONFIG_CHECK: Duration = Duration::from_secs(5);
+
+/// How long answers that are under way may take after the end was asked for.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// Does what a command line asks for, the program's name included.
+pub fn command_line(line: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let args = match Args::parse_from(line) {
+        Ok(args) => args,
+        Err(error) => return explain(&error),
+    };
+    match act(&args) {
+        Ok(code) => code,
+        Err(error) => {
+            tell(&format!("Error: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Prints help to stdout, errors to stderr.
+fn explain(error: &clap::Error) -> ExitCode {
+    // A closed stdout is all that can go wrong, and there is nobody left to tell.
+    let _ = error.print();
+    if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+#[expect(
+    clippy::print_stderr,
+    reason = "errors may come before logging is set up, and are for people anyway"
+)]
+fn tell(text: &str) {
+    eprintln!("{text}");
+}
+
+#[expect(clippy::print_stdout, reason = "this is the output that was asked for")]
+fn print(text: &str) {
+    println!("{text}");
+}
+
+fn act(args: &Args) -> anyhow::Result<ExitCode> {
+    match args.version {
+        Some(VersionFormat::Short) => {
+            print(&version::short());
+            return Ok(ExitCode::SUCCESS);
+        }
+        Some(VersionFormat::Raw) => {
+            print(&version::raw());
+            return Ok(ExitCode::SUCCESS);
+        }
+        Some(VersionFormat::Not) | None => {}
+    }
+    let config = config::load(args)?;
+    logging::init(&config.logging);
+    logging::notices(&config.notices);
+    Ok(run(config).unwrap_or_else(|error| {
+        error!("{error:#}");
+        ExitCode::FAILURE
+    }))
+}
+
+/// Does what the configuration says.
+pub fn run(config: Config) -> anyhow::Result<ExitCode> {
+    match &config.action {
+        Action::WriteConfig(path) => write_config(&config, path)?,
+        Action::InitOnly => set_kernel(&config),
+        Action::Cleanup => anyhow::bail!("--cleanup is not implemented yet"),
+        Action::DryRun(_) => anyhow::bail!("--dry-run is not implemented yet"),
+        Action::Run => return proxy(config, wait_for_the_end),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn write_config(config: &Config, path: &Path) -> anyhow::Result<()> {
+    let yaml = config.object.to_yaml().map_err(anyhow::Error::msg)?;
+    std::fs::write(path, yaml)
+        .with_context(|| format!("cannot write the configuration to {}", path.display()))?;
+    info!(path = %path.display(), "wrote the configuration");
+    Ok(())
+}
+
+/// Kernel settings. A kernel that refuses them forwards all the same: that is told, and no reason to die.
+fn set_kernel(config: &Config) {
+    let root = Path::new("/");
+    for result in sysctl::apply(&sysctl::plan(&config.conntrack, sysctl::cpus(root)), root) {
+        match result {
+            Ok(written) => info!(before = written.before, "set {}", written.setting),
+            Err(refused) => warn!("{refused}"),
+        }
+    }
+}
+
+/// What the sync loop is given of the shell.
+#[derive(Debug)]
+pub struct Shell {
+    pub config: Arc<Config>,
+    pub metrics: Metrics,
+    pub health: SharedHealth,
+    /// Runs the servers and everything else that is async, on a thread of its own.
+    pub runtime: Handle,
+    /// Tells when to end, and is told when the loop cannot go on.
+    pub stop: Stop,
+}
+
+/// Runs the servers around `sync`, which runs on this thread until the end is asked for.
+pub fn proxy(
+    config: Config,
+    sync: impl FnOnce(&Shell) -> anyhow::Result<()>,
+) -> anyhow::Result<ExitCode> {
+    info!(version = version::OWN, flags = ?config.flags, node = &*config.node_name, "starting");
+    set_kernel(&config);
+    if let Err(refused) = sysctl::set_oom_score_adj(config.oom_score_adj, Path::new("/")) {
+        warn!("{refused}");
+    }
+    let metrics = Metrics::new(&config.feature_gates).context("cannot register the metrics")?;
+    let health = SharedHealth::new(config.sync_period);
+    let stop = Stop::default();
+    let (runtime, thread) = start_runtime()?;
+    let shell = Shell { config: Arc::new(config), metrics, health, runtime, stop };
+    let servers = shell.start_tasks()?;
+    if let Err(error) = sync(&shell) {
+        shell.stop.ask(Ending::Failed(format!("{error:#}")));
+    }
+    let ending = shell.runtime.block_on(shell.stop.wait());
+    drain(&shell.runtime, servers);
+    thread.end();
+    finish(&ending)
+}
+
+/// Lets answers that are under way go out.
+fn drain(runtime: &Handle, servers: Vec<JoinHandle<()>>) {
+    let all = futures::future::join_all(servers);
+    let drained = runtime.block_on(async { tokio::time::timeout(DRAIN, all).await });
+    if drained.is_err() {
+        debug!("some answers were cut off");
+    }
+}
+
+/// The end of the process in words and as an exit code.
+fn finish(ending: &Ending) -> anyhow::Result<ExitCode> {
+    match ending {
+        Ending::Signal(name) => {
+            info!("ended by {name}; rules stay in the kernel");
+            Ok(ExitCode::SUCCESS)
+        }
+        Ending::ConfigChanged(path) => anyhow::bail!(
+            "the configuration file {} has changed; ending so that a new start reads it (rules stay in the kernel)",
+            path.display()
+        ),
+        Ending::Failed(why) => Err(anyhow::Error::msg(why.clone())),
+    }
+}
+
+/// The thread that drives everything async.
+struct RuntimeThread {
+    /// Dropped to end the thread.
+    end: oneshot::Sender<()>,
+    thread: std::thread::JoinHandle<()>,
+}
+
+impl RuntimeThread {
+    fn end(self) {
+        drop(self.end);
+        if self.thread.join().is_err() {
+            error!("the servers' thread panicked");
+        }
+    }
+}
+
+fn start_runtime() -> anyhow::Result<(Handle, RuntimeThread)> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the async runtime")?;
+    let handle = runtime.handle().clone();
+    let (end, ended) = oneshot::channel::<()>();
+    let drive = move || {
+        // The sender is dropped, never used: an error is the news.
+        let _ = runtime.block_on(ended);
+    };
+    let thread = std::thread::Builder::new().name("serve".to_owned()).spawn(drive);
+    let thread = thread.context("cannot start the servers' thread")?;
+    Ok((handle, RuntimeThread { end, thread }))
+}
+
+impl Shell {
+    /// Signals, the configuration file, and the two servers.
+    fn start_tasks(&self) -> anyhow::Result<Vec<JoinHandle<()>>> {
+        let stop = self.stop.clone();
+        self.runtime.spawn(async move {
+            if let Err(error) = ending::on_signals(stop.clone()).await {
+                stop.ask(Ending::Failed(format!("cannot wait for signals: {error}")));
+            }
+        });
+        if let Some(path) = self.config.file.clone() {
+            let known = std::fs::read(&path).with_context(|| {
+                format!("cannot read the configuration file {}", path.display())
+            })?;
+            self.runtime.spawn(ending::on_config_change(
+                self.stop.clone(),
+                path,
+                known,
+                CONFIG_CHECK,
+            ));
+        }
+        self.start_servers()
+    }
+
+    fn start_servers(&self) -> anyhow::Result<Vec<JoinHandle<()>>> {
+        let mut servers = Vec::new();
+        let config = &self.config;
+        let retry = (!config.bind_hard_fail).then_some(LISTEN_RETRY);
+        if let Some(address) = config.healthz {
+            let option = "--healthz-bind-address (healthzBindAddress)";
+            let server = Server { purpose: "health", option, address, retry };
+            servers
+                .push(self.start(server, health_router(self.health.clone(), self.metrics.clone())));
+        }
+        let pages = Pages::new(config, self.metrics.clone(), Timestamp::now())
+            .context("cannot show the configuration")?;
+        let option = "--metrics-bind-address (metricsBindAddress)";
+        let server = Server { purpose: "metrics", option, address: config.metrics, retry };
+        servers.push(self.start(server, metrics_router(Arc::new(pages))));
+        Ok(servers)
+    }
+
+    fn start(&self, server: Server, router: axum::Router) -> JoinHandle<()> {
+        let stop = self.stop.clone();
+        self.runtime.spawn(async move {
+            let ended = stop.clone();
+            let ended = async move {
+                ended.wait().await;
+            };
+            if let Err(error) = server.run(router, ended).await {
+                stop.ask(Ending::Failed(error.to_string()));
+            }
+        })
+    }
+}
+
+/// Stands where the sync loop starts.
+#[expect(clippy::unnecessary_wraps, reason = "the sync loop can fail")]
+fn wait_for_the_end(shell: &Shell) -> anyhow::Result<()> {
+    shell.runtime.block_on(shell.stop.wait());
+    Ok(())
+}

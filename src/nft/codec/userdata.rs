@@ -69,28 +69,28 @@ pub(super) fn of_set(family: Family, spec: &SetSpec) -> Vec<u8> {
         Data::Verdict => put_u32(&mut out, set::DATA_BYTE_ORDER, ORDER_NONE),
         Data::Fields(fields) => put_u32(&mut out, set::DATA_BYTE_ORDER, byte_order(fields)),
     }
-    put_key(&mut out, family, spec.key, by_type);
+    put_typeof(&mut out, set::KEY_TYPEOF, family, spec.key, by_type);
     match spec.data {
         Data::None => (),
         Data::Verdict if by_type => (),
         Data::Verdict => put(&mut out, set::DATA_TYPEOF, &expression(VERDICT, &[])),
-        Data::Fields(fields) => put(&mut out, set::DATA_TYPEOF, &typeof_fields(family, fields)),
+        Data::Fields(fields) => put_typeof(&mut out, set::DATA_TYPEOF, family, fields, by_type),
     }
     if spec.data != Data::None {
         put_u32(&mut out, set::DATA_INTERVAL, 0);
     }
-    // What a comment is for can be read elsewhere; a table that cannot be loaded is worse than a short one.
+    // A comment can be read elsewhere; a table that the kernel refuses is worse than a short one.
     let room = MAX.saturating_sub(out.len() + 3);
     put_text(&mut out, set::COMMENT, spec.comment.get(..room).unwrap_or(spec.comment));
     out
 }
 
-fn put_key(out: &mut Vec<u8>, family: Family, key: &[Field], by_type: bool) {
-    match key {
-        // One plain type says all; a concatenation of plain types has an empty list.
+/// One plain type says all; a concatenation of plain types has an empty list.
+fn put_typeof(out: &mut Vec<u8>, kind: u8, family: Family, fields: &[Field], by_type: bool) {
+    match fields {
         [_] if by_type => (),
-        _ if by_type => put(out, set::KEY_TYPEOF, &expression(CONCAT, &[])),
-        fields => put(out, set::KEY_TYPEOF, &typeof_fields(family, fields)),
+        _ if by_type => put(out, kind, &expression(CONCAT, &[])),
+        fields => put(out, kind, &typeof_fields(family, fields)),
     }
 }
 
@@ -167,6 +167,7 @@ fn put(out: &mut Vec<u8>, kind: u8, value: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nft::skeleton;
 
     #[test]
     fn what_nft_1_0_6_wrote_is_written() {

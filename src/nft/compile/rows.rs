@@ -17,14 +17,14 @@ pub(super) struct RowId {
     pub(super) key: Key,
 }
 
-/// Rows, sorted, without duplicates.
+/// Rows, sorted, no two with the same id.
 pub(super) fn rows(service: &Programmed) -> Vec<(RowId, Value)> {
     let mut rows = Rows(Vec::new());
     for port in &service.ports {
         rows.port(port);
     }
     rows.0.sort_unstable();
-    rows.0.dedup();
+    rows.0.dedup_by_key(|(id, _)| *id);
     rows.0
 }
 

@@ -1,11 +1,14 @@
 //! The traffic matrix of kube-proxy's nftables mode, walked through compiled tables.
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::forward::{
     Backend, Frontend, FrontendAddress, FrontendKind, PortForwarding, ServiceForwarding,
     WithoutBackend,
 };
 use crate::model::TrafficPolicy;
+use crate::nft::compile::tests::laws::forwarding;
 use crate::nft::compile::{Compiler, RowCounts};
 use crate::nft::schema::{Key, Owner, SetName, Value};
 use crate::nft::skeleton::tests::program;
@@ -207,6 +210,63 @@ fn every_number_of_endpoints_is_served_by_every_endpoint() {
         assert_eq!(outcome.fates.len(), count as usize);
         assert_eq!(outcome.backends().len(), count as usize, "no draw is lost");
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    /// Whatever a Service is like, packets end up where the traffic matrix says.
+    #[test]
+    fn the_traffic_matrix_holds(service in forwarding(0)) {
+        let world = World::new(program(), &service);
+        for port in &service.ports {
+            for frontend in &port.frontends {
+                let to = match frontend.at {
+                    FrontendAddress::Address(address, port) => format!("{address}:{port}"),
+                    FrontendAddress::NodePort(port) => format!("{NODE}:{port}"),
+                };
+                for from in [POD, NODE, CLIENT] {
+                    let outcome = world.walk(from, &to);
+                    prop_assert_eq!(outcome.fates, expected(port, frontend, from), "{} -> {}", from, to);
+                }
+            }
+        }
+    }
+}
+
+/// The traffic matrix in other words than the program's.
+fn expected(port: &PortForwarding, frontend: &Frontend, from: &str) -> BTreeSet<Fate> {
+    let cluster_ip = frontend.kind == FrontendKind::ClusterIp;
+    let local_policy = frontend.policy == TrafficPolicy::Local;
+    if frontend.source_ranges.is_some() && from != POD {
+        return BTreeSet::from([Fate::Dropped]);
+    }
+    let short_circuit = !cluster_ip && from != CLIENT;
+    let backends = if local_policy && !short_circuit { &port.local } else { &port.cluster };
+    let masqueraded = match (cluster_ip, local_policy) {
+        (true, _) => from != POD,
+        (false, false) => true,
+        (false, true) => from == NODE,
+    };
+    if !backends.is_empty() {
+        let fate = |it: &Backend| Fate::Backend { address: it.address, port: it.port, masqueraded };
+        return backends.iter().map(fate).collect();
+    }
+    BTreeSet::from([match frontend.without_backend {
+        WithoutBackend::Reject => Fate::Rejected,
+        WithoutBackend::Drop => Fate::Dropped,
+        // Does not happen; but then the address is nobody's.
+        WithoutBackend::Served if cluster_ip => Fate::Rejected,
+        WithoutBackend::Served => Fate::Untouched {
+            // The mark comes before the draws.
+            masqueraded: !stays_unmasqueraded(frontend, from) && masqueraded,
+        },
+    }])
+}
+
+/// What comes from elsewhere to the node itself never gets to postrouting.
+fn stays_unmasqueraded(frontend: &Frontend, from: &str) -> bool {
+    frontend.kind == FrontendKind::NodePort && from != NODE
 }
 
 struct World {

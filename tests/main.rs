@@ -1,0 +1,8 @@
+//! The one integration test binary. The modules carry `cfg(test)` so that clippy knows them as tests.
+
+#[cfg(test)]
+mod scenario;
+#[cfg(test)]
+mod support;
+#[cfg(test)]
+mod world;

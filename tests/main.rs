@@ -7,4 +7,10 @@ mod command_line;
 #[cfg(test)]
 mod render;
 #[cfg(test)]
+mod scenario;
+#[cfg(test)]
 mod serve;
+#[cfg(test)]
+mod support;
+#[cfg(test)]
+mod world;

@@ -1,0 +1,52 @@
+//! Scenario files and their runner. A file tells one story to people who know Kubernetes; `README` of the format:
+//! [`story`].
+
+mod datapath;
+mod objects;
+mod packets;
+mod run;
+mod story;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use story::Story;
+
+/// One test for each file, so that they run in parallel and can be picked by name.
+macro_rules! scenarios {
+    ($($name:ident)*) => {
+        const LISTED: &[&str] = &[$(stringify!($name)),*];
+        $(
+            #[test]
+            fn $name() {
+                packets::play(&load(stringify!($name)));
+            }
+        )*
+    };
+}
+
+include!("scenario/list.rs");
+
+fn directory() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scenarios")
+}
+
+fn load(test: &str) -> Story {
+    let path = directory().join(test.replace('_', "-")).with_extension("txt");
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path:?}: {error}"));
+    Story::parse(test, &text).unwrap_or_else(|why| panic!("{}:{why}", path.display()))
+}
+
+#[test]
+fn every_file_is_listed_and_makes_sense() {
+    let files = std::fs::read_dir(directory()).unwrap().map(|entry| entry.unwrap().path());
+    let names: BTreeSet<String> =
+        files.map(|path| path.file_stem().unwrap().to_str().unwrap().replace('-', "_")).collect();
+    let listed: BTreeSet<String> = LISTED.iter().map(|name| (*name).to_owned()).collect();
+    assert_eq!(names, listed, "tests/scenarios and tests/scenario/list.rs differ");
+    for name in &names {
+        let story = load(name);
+        assert!(story.asks_something(), "{name} expects nothing");
+        run::rehearse(&story).unwrap_or_else(|why| panic!("tests/scenarios/{name}:{why}"));
+    }
+}

@@ -1,0 +1,429 @@
+//! Carries out a story, step by step, on some datapath.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::thread;
+
+use kube_ferry::model::Family;
+
+use super::datapath::{Attempt, Datapath, Reach, Wanted};
+use super::objects::Objects;
+use super::story::{Ending, Expected, Flow, Line, Pod, Step, Story, When};
+use crate::support::client::{ANSWER, Open, Outcome, SILENCE, ask};
+use crate::support::patience::{LONG, poll};
+use crate::support::proxy::get;
+use crate::support::statistics::{chi_square, is_balanced};
+use crate::support::world::{Actor, World, twin};
+
+/// Connections of a `sticky` step: that four pods are always the same by chance happens once in 10^9.
+const STICKY_CONNECTIONS: usize = 16;
+
+/// Connections for each backend of a `balanced` step.
+const BALANCED_CONNECTIONS: usize = 250;
+
+/// Runs all steps, then a restart that must write nothing, whatever the story was. The error begins with the number of
+/// the line.
+pub(crate) fn run(story: &Story, datapath: &mut impl Datapath) -> Result<(), String> {
+    let mut run = Run {
+        datapath,
+        objects: Objects::new(),
+        applied: false,
+        found: BTreeMap::new(),
+        open: BTreeMap::new(),
+        last_flows: Vec::new(),
+    };
+    let mut steps = story.steps.as_slice();
+    while let Some((first, rest)) = steps.split_first() {
+        // Flows that stand together run together; most of them wait for silence or for the scheduler.
+        let flows: Vec<Line<Flow>> = steps.iter().map_while(as_flow).collect();
+        if flows.is_empty() {
+            run.step(&first.what).map_err(|why| format!("{}: {why}", first.number))?;
+            steps = rest;
+        } else {
+            run.put_in_force()?;
+            run.flows(&flows)?;
+            steps = &steps[flows.len()..];
+            run.last_flows = flows;
+        }
+    }
+    run.restart(Ending::Asked).map_err(|why| format!("end: {why}"))
+}
+
+/// Checks that a story is consistent: that objects exist that it changes, addresses have twins, names are known.
+pub(crate) fn rehearse(story: &Story) -> Result<(), String> {
+    run(story, &mut Rehearsal)
+}
+
+fn as_flow(step: &Line<Step>) -> Option<Line<Flow>> {
+    match &step.what {
+        Step::Flow(flow) => Some(Line { number: step.number, what: flow.clone() }),
+        _ => None,
+    }
+}
+
+struct Run<'d, D> {
+    datapath: &'d mut D,
+    objects: Objects,
+    /// Whether the datapath has the objects as they are now.
+    applied: bool,
+    /// Pods that `sticky` steps found, by name and family.
+    found: BTreeMap<(String, Family), &'static str>,
+    open: BTreeMap<(String, Family), (Actor, Open)>,
+    last_flows: Vec<Line<Flow>>,
+}
+
+impl<D: Datapath> Run<'_, D> {
+    fn step(&mut self, step: &Step) -> Result<(), String> {
+        if changes_objects(step) {
+            self.applied = false;
+            return self.change_objects(step);
+        }
+        self.put_in_force()?;
+        match step {
+            Step::Sticky(name, flow) => self.sticky(name, flow),
+            Step::Balanced(flow) => self.balanced(flow),
+            Step::Open(name, flow) => self.open(name, flow),
+            Step::Again { name, expected, when } => self.again(name, expected, *when),
+            Step::Http { families, .. } => {
+                families.iter().try_for_each(|family| self.http(step, *family))
+            }
+            Step::Restart(ending) => self.restart(*ending),
+            Step::Pause(time) => {
+                if self.datapath.world().is_some() {
+                    thread::sleep(*time);
+                }
+                Ok(())
+            }
+            Step::Flow(_)
+            | Step::Apply(..)
+            | Step::Change(..)
+            | Step::Delete(_)
+            | Step::Endpoints(_)
+            | Step::Gone { .. } => unreachable!("done above or by the caller"),
+        }
+    }
+
+    fn change_objects(&mut self, step: &Step) -> Result<(), String> {
+        match step {
+            Step::Apply(name, body) => self.objects.apply(name, body.clone()),
+            Step::Change(name, patch) => self.objects.change(name, patch.clone())?,
+            Step::Delete(name) => self.objects.delete(name)?,
+            Step::Endpoints(slices) => self.objects.set_endpoints(slices),
+            Step::Gone { service, endpoint } => {
+                // One pod in both families: endpoints are pods. A story that needs more says `IPv4 only`.
+                let families = Family::ALL.iter();
+                let pods: BTreeSet<&str> =
+                    families.filter_map(|family| self.pod(endpoint, *family).ok()).collect();
+                let pod = pods.first().ok_or(format!("nothing found {endpoint:?}"))?;
+                self.objects.remove_endpoint(service, pod)?;
+            }
+            _ => unreachable!("see changes_objects"),
+        }
+        Ok(())
+    }
+
+    /// Steps that change objects take effect together when something else comes.
+    fn put_in_force(&mut self) -> Result<(), String> {
+        if !self.applied {
+            self.datapath.apply(&self.objects)?;
+            self.applied = true;
+        }
+        Ok(())
+    }
+
+    fn flows(&self, flows: &[Line<Flow>]) -> Result<(), String> {
+        let mut attempts = Vec::new();
+        let mut lines = Vec::new();
+        for flow in flows {
+            if self.datapath.world().is_none() && depends_on_history(&flow.what.expected) {
+                continue;
+            }
+            for family in &flow.what.families {
+                let attempt = self.attempt(&flow.what, *family);
+                attempts.push(attempt.map_err(|why| format!("{}: {why}", flow.number))?);
+                lines.push(format!("{}: {family:?} flow {}", flow.number, flow.what.text));
+            }
+        }
+        let seen = self.datapath.reach(&attempts);
+        let failures: Vec<String> = std::iter::zip(&attempts, &seen)
+            .zip(lines)
+            .filter(|((attempt, seen), _)| !attempt.wanted.is_met_by(seen))
+            .map(|((_, seen), line)| format!("{line}\n    but: {}", list(seen)))
+            .collect();
+        if failures.is_empty() { Ok(()) } else { Err(failures.join("\n  ")) }
+    }
+
+    fn attempt(&self, flow: &Flow, family: Family) -> Result<Attempt, String> {
+        Ok(Attempt {
+            source: flow.source,
+            to: SocketAddr::new(address(flow.address, family), flow.port),
+            protocol: flow.protocol,
+            wanted: self.wanted(flow, family)?,
+        })
+    }
+
+    fn wanted(&self, flow: &Flow, family: Family) -> Result<Wanted, String> {
+        Ok(match &flow.expected {
+            Expected::Reject => Wanted::Reject,
+            Expected::Drop => Wanted::Drop,
+            Expected::NotHandled => Wanted::NotHandled,
+            Expected::Backends { pods, except } => {
+                let except: Vec<&str> =
+                    except.iter().map(|pod| self.pod(pod, family)).collect::<Result<_, _>>()?;
+                let mut backends = BTreeSet::new();
+                for backend in pods {
+                    let pod = self.pod(&backend.pod, family)?;
+                    if !except.contains(&pod) {
+                        backends.insert((pod, backend.port));
+                    }
+                }
+                Wanted::Backends(backends, flow.translation)
+            }
+        })
+    }
+
+    fn pod(&self, pod: &Pod, family: Family) -> Result<&'static str, String> {
+        match pod {
+            Pod::Named(name) => Ok(name),
+            Pod::Found(name) => {
+                let found = self.found.get(&(name.clone(), family)).copied();
+                found.ok_or(format!("no step before this one found ${name} in {family:?}"))
+            }
+        }
+    }
+
+    /// All connections reach one and the same of the wanted pods.
+    fn sticky(&mut self, name: &str, flow: &Flow) -> Result<(), String> {
+        for family in flow.families.clone() {
+            let attempt = self.attempt(flow, family)?;
+            let Wanted::Backends(backends, _) = &attempt.wanted else {
+                return Err("sticky to no pods?".to_owned());
+            };
+            let pod = match self.datapath.world() {
+                None => backends.first().ok_or("sticky to no pods?")?.0,
+                Some(world) => {
+                    let first = answers(world, &attempt, 1)?.remove(0);
+                    let all = answers(world, &attempt, STICKY_CONNECTIONS)?;
+                    if all.iter().any(|it| *it != first) {
+                        return Err(format!("{family:?}: first {first}, then {all:?}"));
+                    }
+                    let known = backends.iter().find(|(pod, _)| *pod == first);
+                    known.ok_or(format!("{family:?}: {first} is not one of {backends:?}"))?.0
+                }
+            };
+            self.found.insert((name.to_owned(), family), pod);
+        }
+        Ok(())
+    }
+
+    fn balanced(&self, flow: &Flow) -> Result<(), String> {
+        let Some(world) = self.datapath.world() else { return Ok(()) };
+        for family in &flow.families {
+            let attempt = self.attempt(flow, *family)?;
+            let Wanted::Backends(backends, _) = &attempt.wanted else {
+                return Err("balanced over no pods?".to_owned());
+            };
+            let answers = answers(world, &attempt, backends.len() * BALANCED_CONNECTIONS)?;
+            let count = |pod: &str| answers.iter().filter(|it| *it == pod).count();
+            let counts: Vec<usize> = backends.iter().map(|(pod, _)| count(pod)).collect();
+            if counts.iter().sum::<usize>() != answers.len() {
+                return Err(format!("{family:?}: others than {backends:?} answered"));
+            }
+            let counts: Vec<u32> = counts.into_iter().filter_map(|it| u32::try_from(it).ok()).collect();
+            if !is_balanced(&counts) {
+                let statistic = chi_square(&counts);
+                return Err(format!("{family:?}: unequal shares {counts:?}, chi-square {statistic}"));
+            }
+        }
+        Ok(())
+    }
+
+    fn open(&mut self, name: &str, flow: &Flow) -> Result<(), String> {
+        for family in &flow.families {
+            let attempt = self.attempt(flow, *family)?;
+            let Some(world) = self.datapath.world() else { continue };
+            let source = attempt.source.address(attempt.to.ip());
+            let connection = world
+                .home(attempt.source)
+                .run(|| Open::connect(source, attempt.to, attempt.protocol, ANSWER));
+            let mut connection = connection.map_err(|error| format!("{family:?}: {error}"))?;
+            let outcome = connection.ask(ANSWER);
+            let seen = BTreeSet::from([classify(&outcome)]);
+            if !attempt.wanted.is_met_by(&seen) {
+                return Err(format!("{family:?}: {outcome}"));
+            }
+            self.open.insert((name.to_owned(), *family), (attempt.source, connection));
+        }
+        Ok(())
+    }
+
+    fn again(&mut self, name: &str, expected: &Expected, when: When) -> Result<(), String> {
+        if self.datapath.world().is_none() {
+            return Ok(());
+        }
+        let families: Vec<Family> =
+            self.open.keys().filter(|(of, _)| of == name).map(|(_, family)| *family).collect();
+        if families.is_empty() {
+            return Err(format!("no connection is called {name}"));
+        }
+        for family in families {
+            let wanted = match expected {
+                Expected::Reject => Wanted::Reject,
+                Expected::Drop => Wanted::Drop,
+                Expected::NotHandled => Wanted::NotHandled,
+                Expected::Backends { pods, .. } => {
+                    let pods = pods.iter().map(|it| Ok((self.pod(&it.pod, family)?, it.port)));
+                    Wanted::Backends(pods.collect::<Result<_, String>>()?, None)
+                }
+            };
+            let Some((_, connection)) = self.open.get_mut(&(name.to_owned(), family)) else { continue };
+            // One connection has one answer: one of the wanted pods is enough.
+            let mut once = |patience| {
+                let outcome = connection.ask(patience);
+                let seen = classify(&outcome);
+                let met = match (&wanted, &seen) {
+                    (Wanted::Backends(pods, _), Reach::Backend { pod, port, .. }) => {
+                        pods.iter().any(|(name, number)| name == pod && number.is_none_or(|it| it == *port))
+                    }
+                    _ => wanted.is_met_by(&BTreeSet::from([seen])),
+                };
+                if met { Ok(()) } else { Err(format!("{family:?}: {outcome}")) }
+            };
+            let patience = if wanted == Wanted::Drop { SILENCE } else { ANSWER };
+            match when {
+                When::AtOnce => once(patience)?,
+                When::Eventually => poll(LONG, || once(SILENCE))?,
+            }
+        }
+        Ok(())
+    }
+
+    fn http(&self, step: &Step, family: Family) -> Result<(), String> {
+        let Step::Http { source, address: at, port, path, status, text, .. } = step else { return Ok(()) };
+        let Some(world) = self.datapath.world() else { return Ok(()) };
+        let server = SocketAddr::new(address(*at, family), *port);
+        // These servers are brought up after the sync that is in force by now.
+        poll(LONG, || {
+            let page = world.home(*source).run(|| get(server, path))?;
+            let has_text = text.as_ref().is_none_or(|text| page.body.contains(text));
+            if page.status == *status && has_text {
+                Ok(())
+            } else {
+                Err(format!("{family:?}: {page:?}"))
+            }
+        })
+    }
+
+    /// What was reachable stays so while the proxy is away, and its return writes nothing.
+    fn restart(&mut self, ending: Ending) -> Result<(), String> {
+        self.put_in_force()?;
+        self.datapath.stop(ending)?;
+        self.flows(&self.last_flows).map_err(|why| format!("while the proxy is away:\n  {why}"))?;
+        let writes = self.datapath.start_again()?;
+        if writes.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("the restart wrote:\n    {}", writes.join("\n    ")))
+        }
+    }
+}
+
+fn changes_objects(step: &Step) -> bool {
+    matches!(
+        step,
+        Step::Apply(..) | Step::Change(..) | Step::Delete(_) | Step::Endpoints(_) | Step::Gone { .. }
+    )
+}
+
+/// What a `sticky` step finds is decided by packets.
+fn depends_on_history(expected: &Expected) -> bool {
+    let found = |pod: &Pod| matches!(pod, Pod::Found(_));
+    match expected {
+        Expected::Backends { pods, except } => {
+            pods.iter().any(|it| found(&it.pod)) || except.iter().any(found)
+        }
+        Expected::Reject | Expected::Drop | Expected::NotHandled => false,
+    }
+}
+
+fn address(v4: Ipv4Addr, family: Family) -> IpAddr {
+    match family {
+        Family::V4 => v4.into(),
+        Family::V6 => twin(v4).into(),
+    }
+}
+
+/// Names of the pods that answer `count` connections one after the other.
+fn answers(world: &World, attempt: &Attempt, count: usize) -> Result<Vec<String>, String> {
+    let source = attempt.source.address(attempt.to.ip());
+    world.home(attempt.source).run(|| {
+        let one = |_| match ask(source, attempt.to, attempt.protocol, ANSWER) {
+            Outcome::Answered(answer) => Ok(answer.by),
+            other => Err(format!("{}: {other}", attempt.to)),
+        };
+        (0..count).map(one).collect()
+    })
+}
+
+/// An outcome in the words of scenarios.
+pub(crate) fn classify(outcome: &Outcome) -> Reach {
+    match outcome {
+        Outcome::Answered(answer) if answer.by == "host" => Reach::NotHandled,
+        Outcome::Answered(answer) => Reach::Backend {
+            pod: answer.by.clone(),
+            port: answer.port,
+            // A port alone may change without masquerade, when two connections to one backend would look the same.
+            masqueraded: answer.seen.ip() != answer.sent.ip(),
+        },
+        Outcome::Refused => Reach::Rejected,
+        Outcome::TimedOut => Reach::Dropped,
+        Outcome::Failed(why) => Reach::Strange(why.clone()),
+    }
+}
+
+fn list(seen: &BTreeSet<Reach>) -> String {
+    seen.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
+/// Does as it is told.
+struct Rehearsal;
+
+impl Datapath for Rehearsal {
+    fn apply(&mut self, objects: &Objects) -> Result<(), String> {
+        if objects.manifest().is_empty() { Err("no objects".to_owned()) } else { Ok(()) }
+    }
+
+    fn reach(&self, attempts: &[Attempt]) -> Vec<BTreeSet<Reach>> {
+        attempts.iter().map(|attempt| as_wanted(&attempt.wanted)).collect()
+    }
+
+    fn stop(&mut self, _: Ending) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn start_again(&mut self) -> Result<Vec<String>, String> {
+        Ok(Vec::new())
+    }
+
+    fn world(&self) -> Option<&World> {
+        None
+    }
+}
+
+fn as_wanted(wanted: &Wanted) -> BTreeSet<Reach> {
+    use super::story::Translation;
+    match wanted {
+        Wanted::Reject => BTreeSet::from([Reach::Rejected]),
+        Wanted::Drop => BTreeSet::from([Reach::Dropped]),
+        Wanted::NotHandled => BTreeSet::from([Reach::NotHandled]),
+        Wanted::Backends(backends, translation) => {
+            let masqueraded = *translation == Some(Translation::Masquerade);
+            let one = |(pod, port): &(&str, Option<u16>)| Reach::Backend {
+                pod: (*pod).to_owned(),
+                port: port.unwrap_or(1),
+                masqueraded,
+            };
+            backends.iter().map(one).collect()
+        }
+    }
+}

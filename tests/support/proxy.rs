@@ -1,0 +1,131 @@
+//! The proxy under test, as a process in node-1's namespace.
+
+#![expect(clippy::disallowed_methods, reason = "the binary under test is a process of its own")]
+
+use std::fs::{File, read_to_string};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::namespace::Namespace;
+use super::patience::{LONG, poll};
+
+/// Where the proxy serves `/metrics` unless told otherwise; loopback of node-1's namespace.
+const METRICS: &str = "127.0.0.1:10249";
+
+/// A proxy that is killed with this value; its log is shown if that happens in a panic.
+pub(crate) struct Proxy<'w> {
+    namespace: &'w Namespace,
+    arguments: Vec<String>,
+    log: PathBuf,
+    child: Option<Child>,
+}
+
+impl<'w> Proxy<'w> {
+    /// Starts the proxy and returns when it has synchronised once. `log` collects its standard error.
+    pub(crate) fn start(
+        namespace: &'w Namespace,
+        arguments: Vec<String>,
+        log: PathBuf,
+    ) -> Result<Proxy<'w>, String> {
+        let mut proxy = Proxy { namespace, arguments, log, child: None };
+        proxy.run()?;
+        Ok(proxy)
+    }
+
+    /// Starts the process again after [`Proxy::stop`].
+    pub(crate) fn run(&mut self) -> Result<(), String> {
+        let log = File::options().create(true).append(true).open(&self.log).unwrap();
+        let child = self.namespace.run(|| {
+            Command::new(env!("CARGO_BIN_EXE_kube-ferry"))
+                .args(&self.arguments)
+                .stdin(Stdio::null())
+                .stdout(log.try_clone().unwrap())
+                .stderr(log)
+                .spawn()
+                .unwrap()
+        });
+        self.child = Some(child);
+        poll(LONG, || self.has_synchronised())
+    }
+
+    /// Ends the process: `Signal::TERM` asks, `Signal::KILL` does not.
+    pub(crate) fn stop(&mut self, signal: Signal) -> ExitStatus {
+        let mut child = self.child.take().expect("the proxy runs");
+        kill_process(Pid::from_child(&child), signal).unwrap();
+        let ended = poll(LONG, || child.try_wait().unwrap().ok_or("still running".to_owned()));
+        ended.unwrap_or_else(|why| {
+            let _ = child.kill();
+            panic!("the proxy ignores {signal:?}: {why}\n{}", self.log())
+        })
+    }
+
+    /// What the proxy wrote to its standard output and error so far.
+    pub(crate) fn log(&self) -> String {
+        read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// The sum of all values of a metric whose name and labels start with `name`; `None` if there is none.
+    pub(crate) fn metric(&self, name: &str) -> Option<f64> {
+        let page = self.namespace.run(|| get(METRICS.parse().unwrap(), "/metrics")).ok()?.body;
+        let lines = page.lines().filter(|line| line.starts_with(name));
+        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).reduce(|a, b| a + b)
+    }
+
+    /// Both families have a successful sync behind them.
+    fn has_synchronised(&mut self) -> Result<(), String> {
+        let child = self.child.as_mut().ok_or("not started")?;
+        if let Some(status) = child.try_wait().unwrap() {
+            // Polling goes on in vain; better say at once what happened.
+            panic!("the proxy ended with {status}:\n{}", self.log());
+        }
+        for family in ["IPv4", "IPv6"] {
+            let name =
+                format!("kubeproxy_sync_proxy_rules_last_timestamp_seconds{{ip_family=\"{family}\"}}");
+            if self.metric(&name).is_none_or(|timestamp| timestamp <= 0.0) {
+                return Err(format!("no sync of {family} yet; log:\n{}", self.log()));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Proxy<'_> {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        if thread::panicking() {
+            eprintln!("log of the proxy:\n{}", self.log());
+        }
+    }
+}
+
+/// The part of an HTTP answer that tests look at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Page {
+    pub(crate) status: u16,
+    pub(crate) body: String,
+}
+
+/// GET over HTTP/1.0, so that the body ends with the connection. Call it inside the client's namespace.
+pub(crate) fn get(server: SocketAddr, path: &str) -> Result<Page, String> {
+    let text = fetch(server, path).map_err(|error| format!("GET {server}{path}: {error}"))?;
+    let (head, body) = text.split_once("\r\n\r\n").ok_or("answer without end of headers")?;
+    let status = head.split(' ').nth(1).and_then(|code| code.parse().ok());
+    Ok(Page { status: status.ok_or("answer without status")?, body: body.to_owned() })
+}
+
+fn fetch(server: SocketAddr, path: &str) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&server, LONG)?;
+    stream.set_read_timeout(Some(LONG))?;
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: {server}\r\nConnection: close\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok(text)
+}

@@ -5,6 +5,8 @@ mod codec;
 #[cfg(test)]
 mod command_line;
 #[cfg(test)]
+mod deploy;
+#[cfg(test)]
 mod render;
 #[cfg(test)]
 mod scenario;

@@ -8,3 +8,7 @@ mod command_line;
 mod render;
 #[cfg(test)]
 mod serve;
+#[cfg(test)]
+mod support;
+#[cfg(test)]
+mod watch;

@@ -87,6 +87,7 @@ impl Fold {
                 self.known.cidrs.insert(cidr.name.clone(), cidr);
             }
             Change::ServiceCidrDeleted(name) => drop(self.known.cidrs.remove(&name)),
+            Change::HostAddresses(_) => unreachable!("interfaces are not the watch room's"),
             Change::Unusable(skipped) => drop(self.known.services.remove(&skipped.name)),
         }
     }

@@ -34,3 +34,4 @@ pub mod run;
 pub mod serve;
 pub mod sysctl;
 pub mod version;
+pub mod watch;

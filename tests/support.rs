@@ -1,6 +1,7 @@
-//! What packet tests are made of: a world of network namespaces, servers and clients in it, the proxy under test,
-//! and witnesses that are not ours (`nft`, `conntrack`).
+//! What several tests are made of: a world of network namespaces, servers and clients in it, the proxy under test,
+//! witnesses that are not ours (`nft`, `conntrack`), and a simulated API server.
 
+pub(crate) mod apiserver;
 pub(crate) mod client;
 pub(crate) mod command;
 pub(crate) mod icmp;

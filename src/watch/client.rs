@@ -1,0 +1,315 @@
+//! Requests to the API server, with the configuration they need: where it is, who we are, whom we trust.
+
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use http::header::{ACCEPT, RETRY_AFTER, USER_AGENT};
+use http::{HeaderValue, Request, Response};
+use http_body_util::{BodyExt, Limited};
+use kube::client::Body;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use serde::Deserialize;
+
+use super::connect::connect;
+use super::trouble::{ApiError, Trouble};
+
+/// Error bodies are `Status` objects of a few hundred bytes, or a proxy's HTML page.
+const LONGEST_ERROR: usize = 64 << 10;
+
+/// Where the API server is found, as the flags say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Server {
+    /// `--kubeconfig`, with the address overridden by `--master` if given.
+    Kubeconfig { path: PathBuf, master: Option<String> },
+    /// `--master` alone: no credentials.
+    Address(String),
+    /// The service account of the Pod this runs in.
+    InCluster,
+}
+
+impl Server {
+    /// Chooses as kube-proxy does (reference 8.2): both flags empty means in-cluster.
+    pub fn from_flags(kubeconfig: Option<PathBuf>, master: Option<String>) -> Server {
+        match (kubeconfig, master) {
+            (Some(path), master) => Server::Kubeconfig { path, master },
+            (None, Some(address)) => Server::Address(address),
+            (None, None) => Server::InCluster,
+        }
+    }
+}
+
+/// How patient connections and requests are. The default notices a dead connection within 20 seconds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ConnectionPace {
+    /// For TCP; TCP and TLS together may take twice that.
+    pub connect_timeout: Duration,
+    /// Between HTTP/2 pings.
+    pub ping_interval: Duration,
+    /// An HTTP/2 ping unanswered for so long ends the connection.
+    pub ping_timeout: Duration,
+    /// From sending a request to the response's head.
+    pub response_timeout: Duration,
+}
+
+impl Default for ConnectionPace {
+    fn default() -> Self {
+        ConnectionPace {
+            connect_timeout: Duration::from_secs(10),
+            ping_interval: Duration::from_secs(10),
+            ping_timeout: Duration::from_secs(10),
+            response_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Why there is no client at all. Found at the start; the program cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    #[error(
+        "kubeconfig {path}: {source} (does the file exist, may this user read it, does it name a current-context, and \
+         are the files it refers to there?)"
+    )]
+    Kubeconfig {
+        path: PathBuf,
+        #[source]
+        source: kube::config::KubeconfigError,
+    },
+    #[error("--master {address}: {source} (an address like https://192.0.2.1:6443 is needed)")]
+    Master {
+        address: String,
+        #[source]
+        source: http::uri::InvalidUri,
+    },
+    #[error("--master {address}: the scheme is missing (an address like https://192.0.2.1:6443 is needed)")]
+    NoScheme { address: String },
+    #[error(
+        "in-cluster configuration: {0} (outside of a Pod give --kubeconfig FILE, or --manifests DIR to work without an \
+         API server)"
+    )]
+    InCluster(#[source] kube::config::InClusterError),
+    #[error(
+        "kubeconfig {path}: proxy-url {proxy} is not supported (a node proxy has to reach the API server directly; \
+         remove it, or override the address with --master)"
+    )]
+    ProxyUrl { path: PathBuf, proxy: String },
+    #[error(
+        "credentials for {server}: {source} (look at the certificates, keys and tokens that the kubeconfig names)"
+    )]
+    Credentials {
+        server: String,
+        #[source]
+        source: Box<kube::Error>,
+    },
+}
+
+/// The API server, as the watchers use it.
+///
+/// Everything that came from files (address, certificate authorities, client certificate) forms a session. A 401 or a
+/// failed connection makes the next request look whether those files have changed, and if so begin a new session; that
+/// is how rotated certificates and tokens are picked up. Token files are also read anew every minute by kube.
+pub struct ApiClient {
+    server: Server,
+    pace: ConnectionPace,
+    session: Mutex<Session>,
+}
+
+#[derive(Clone)]
+struct Session {
+    client: kube::Client,
+    address: Arc<str>,
+    fingerprint: u64,
+    /// Something went wrong that changed files would explain.
+    doubtful: bool,
+}
+
+impl ApiClient {
+    /// Reads the configuration; sends nothing yet.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`] tells the file and what to do.
+    pub async fn new(server: Server, pace: ConnectionPace) -> Result<ApiClient, ClientError> {
+        let session = Session::begin(&server, pace).await?;
+        Ok(ApiClient { server, pace, session: Mutex::new(session) })
+    }
+
+    /// The address requests go to.
+    pub fn address(&self) -> Arc<str> {
+        self.current().address
+    }
+
+    /// Asks for the nodes, as the plainest request that needs everything to be right. For start-up checks.
+    ///
+    /// # Errors
+    ///
+    /// What stands in the way, in words for a person.
+    pub async fn probe(&self) -> Result<(), ApiError> {
+        let mut request = Request::new(Vec::new());
+        *request.uri_mut() = http::Uri::from_static("/api/v1/nodes?limit=1");
+        self.send(request).await.map(drop)
+    }
+
+    /// Sends a request and waits for the head of the response, which is 2xx or 3xx then.
+    pub(super) async fn send(
+        &self,
+        mut request: Request<Vec<u8>>,
+    ) -> Result<Response<Body>, ApiError> {
+        let session = self.session().await;
+        let doing = format!("{} {}{}", request.method(), session.address, request.uri());
+        let agent = HeaderValue::from_static(concat!("kube-ferry/", env!("CARGO_PKG_VERSION")));
+        request.headers_mut().insert(USER_AGENT, agent);
+        request.headers_mut().insert(ACCEPT, HeaderValue::from_static("application/json"));
+        let sending = session.client.send(request.map(Body::from));
+        let limit = self.pace.response_timeout;
+        let result = match tokio::time::timeout(limit, sending).await {
+            Ok(Ok(response)) if response.status().as_u16() < 400 => Ok(response),
+            Ok(Ok(response)) => Err(self.refusal(&doing, response).await),
+            Ok(Err(error)) => Err(ApiError::transport(&doing, &error)),
+            Err(_) => {
+                let what = format!("no response within {limit:?}");
+                Err(ApiError::new(Trouble::Silence, &doing, what))
+            }
+        };
+        if let Err(error) = &result
+            && matches!(error.trouble, Trouble::Unauthorized | Trouble::Tls | Trouble::Connect)
+        {
+            self.doubt(session.fingerprint);
+        }
+        result
+    }
+
+    /// Reads the error that a response tells.
+    async fn refusal(&self, doing: &str, response: Response<Body>) -> ApiError {
+        let code = response.status().as_u16();
+        let retry_after = retry_after(&response);
+        let reading = Limited::new(response.into_body(), LONGEST_ERROR).collect();
+        let body = match tokio::time::timeout(self.pace.response_timeout, reading).await {
+            Ok(Ok(body)) => body.to_bytes(),
+            // The status code alone has to do.
+            Ok(Err(_)) | Err(_) => bytes::Bytes::new(),
+        };
+        ApiError { retry_after, ..ApiError::answered(doing, code, &message(&body)) }
+    }
+
+    /// The session to use, a new one if there is reason.
+    async fn session(&self) -> Session {
+        let session = self.current();
+        if !session.doubtful {
+            return session;
+        }
+        let fresh = match Session::begin(&self.server, self.pace).await {
+            Ok(fresh) => fresh,
+            Err(error) => {
+                // Half-way through a rotation files may be missing; the old session may still do.
+                tracing::warn!("keeping the old credentials: {error}");
+                return session;
+            }
+        };
+        let mut current = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        if current.fingerprint == fresh.fingerprint {
+            // Unchanged: go on with the connection that the others use.
+            current.doubtful = false;
+        } else {
+            tracing::info!(address = %fresh.address, "the files with credentials have changed; using the new ones");
+            *current = fresh;
+        }
+        current.clone()
+    }
+
+    fn doubt(&self, fingerprint: u64) {
+        let mut current = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        current.doubtful |= current.fingerprint == fingerprint;
+    }
+
+    fn current(&self) -> Session {
+        self.session.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Session {
+    async fn begin(server: &Server, pace: ConnectionPace) -> Result<Session, ClientError> {
+        let (config, files) = match server {
+            Server::Kubeconfig { path, master } => from_kubeconfig(path, master.as_deref()).await?,
+            Server::Address(address) => (kube::Config::new(parse(address)?), Vec::new()),
+            Server::InCluster => in_cluster()?,
+        };
+        let address = config.cluster_url.to_string();
+        let address = address.trim_end_matches('/');
+        let client = connect(&config, pace).map_err(|source| ClientError::Credentials {
+            server: address.to_owned(),
+            source: Box::new(source),
+        })?;
+        let fingerprint = fingerprint(&config, &files);
+        Ok(Session { client, address: address.into(), fingerprint, doubtful: false })
+    }
+}
+
+async fn from_kubeconfig(
+    path: &Path,
+    master: Option<&str>,
+) -> Result<(kube::Config, Vec<PathBuf>), ClientError> {
+    let failed = |source| ClientError::Kubeconfig { path: path.to_owned(), source };
+    let kubeconfig = Kubeconfig::read_from(path).map_err(failed)?;
+    let proxy = kubeconfig.clusters.iter().find_map(|it| it.cluster.as_ref()?.proxy_url.clone());
+    if let Some(proxy) = proxy.filter(|it| !it.is_empty()) {
+        return Err(ClientError::ProxyUrl { path: path.to_owned(), proxy });
+    }
+    let options = KubeConfigOptions::default();
+    let mut config =
+        kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(failed)?;
+    if let Some(master) = master {
+        config.cluster_url = parse(master)?;
+    }
+    let auth = &config.auth_info;
+    let referred = [&auth.token_file, &auth.client_certificate, &auth.client_key];
+    let mut files: Vec<PathBuf> = referred.into_iter().flatten().map(PathBuf::from).collect();
+    files.push(path.to_owned());
+    Ok((config, files))
+}
+
+fn in_cluster() -> Result<(kube::Config, Vec<PathBuf>), ClientError> {
+    let config = kube::Config::incluster().map_err(ClientError::InCluster)?;
+    let files = config.auth_info.token_file.iter().map(PathBuf::from).collect();
+    Ok((config, files))
+}
+
+fn parse(address: &str) -> Result<http::Uri, ClientError> {
+    let uri: http::Uri = address
+        .parse()
+        .map_err(|source| ClientError::Master { address: address.to_owned(), source })?;
+    if uri.scheme().is_none() {
+        return Err(ClientError::NoScheme { address: address.to_owned() });
+    }
+    Ok(uri)
+}
+
+/// A hash of everything that a session was made from. Certificate authorities are already in the configuration.
+fn fingerprint(config: &kube::Config, files: &[PathBuf]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    config.cluster_url.hash(&mut hasher);
+    config.root_cert.hash(&mut hasher);
+    for file in files {
+        std::fs::read(file).ok().hash(&mut hasher);
+    }
+    hasher.finish()
+}
+
+fn retry_after<B>(response: &Response<B>) -> Option<Duration> {
+    let seconds = response.headers().get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds))
+}
+
+/// What a `Status` object says, or the beginning of whatever else the body is.
+fn message(body: &[u8]) -> String {
+    #[derive(Deserialize)]
+    struct Status {
+        message: String,
+    }
+    match serde_json::from_slice::<Status>(body) {
+        Ok(status) => status.message,
+        Err(_) => String::from_utf8_lossy(body).chars().take(200).collect(),
+    }
+}

@@ -1,0 +1,579 @@
+//! One resource, followed for ever: list, watch, and what to do when either ends.
+//!
+//! ```text
+//!            ┌─────────────── refused (4xx) ──────────────┐
+//!   start ─▶ stream everything ──── complete ──▶ watch ◀── pages of 500
+//!            ▲  ▲                                │ ▲ │
+//!            │  └── 410, version of the future,  │ │ └─ ended, broken off, silent, 429, 5xx, 401, 403:
+//!            │      refused (4xx), garbage × 3 ──┘ └──── wait, then watch on from the last version
+//!            └── failed before it was complete: wait, then from the start
+//! ```
+//!
+//! This is not `kube::runtime::watcher`, which in version 5 lacks what matters here: a server without streaming lists
+//! ends in a loop of errors, one odd object spoils its whole list page for ever, pages are held as text and as objects
+//! before the first is handed on, `Retry-After` is lost, and a line cut in two is passed over in silence.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use http::{Response, Version};
+use http_body_util::BodyExt;
+use kube::client::Body;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use tokio::time::Instant;
+
+use crate::model::Change;
+
+use super::Watching;
+use super::backoff::{Backoff, random};
+use super::channel::{ChangeSender, Closed};
+use super::client::ApiClient;
+use super::decode::Decoder;
+use super::events::Recorder;
+use super::resource::{Freshness, Spec};
+use super::stats::{ResourceStats, State};
+use super::trouble::{ApiError, Trouble};
+use super::versions::Versions;
+use super::wire::{Items, Line, Lines};
+
+/// Lines that make no sense, one after the other, before the version is given up and everything listed anew.
+const GARBAGE_LIMIT: u32 = 3;
+
+/// The longest `Retry-After` that is obeyed.
+const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(120);
+
+/// How patient a watch is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct WatchPace {
+    pub backoff: Backoff,
+    /// A watch that held for so long was good: what ends it is the first failure of a new row.
+    pub settled: Duration,
+    /// Lists after an expired version are spread over this time at random. After an outage all nodes find their
+    /// versions expired in the same moment.
+    pub relist_spread: Duration,
+    /// Without bytes for so long, a watch over HTTP/1.1 is begun anew from its last version. There are no pings, so
+    /// nothing else tells a quiet server from a dead one. Over HTTP/2 the pings do.
+    pub silence: Duration,
+    /// A list must bring something within this time.
+    pub list_silence: Duration,
+    /// How often to look for a resource that the server lacks.
+    pub absent_retry: Duration,
+    /// The server ends a watch after a random time between this and twice this, so that the load of all nodes spreads
+    /// over the API servers again after one of them was restarted. Seconds on the wire.
+    pub watch_timeout: Duration,
+}
+
+impl Default for WatchPace {
+    fn default() -> Self {
+        WatchPace {
+            backoff: Backoff { first: Duration::from_millis(800), most: Duration::from_secs(30) },
+            settled: Duration::from_secs(10),
+            relist_spread: Duration::from_secs(5),
+            silence: Duration::from_secs(25),
+            list_silence: Duration::from_secs(60),
+            absent_retry: Duration::from_secs(300),
+            watch_timeout: Duration::from_secs(300),
+        }
+    }
+}
+
+/// The state of one watch.
+pub(super) struct Reflector<'a> {
+    spec: Spec,
+    client: Arc<ApiClient>,
+    stats: &'a ResourceStats,
+    pace: WatchPace,
+    decoder: Decoder,
+    sender: &'a ChangeSender,
+    recorder: &'a Recorder,
+    versions: Versions,
+    /// Where to go on watching. `None`: everything has to be listed.
+    version: Option<String>,
+    freshness: Freshness,
+    /// The server took a streaming list and then sent nothing: ask for pages until a list is complete.
+    stream_stalled: bool,
+    /// Since when the watch is complete and following.
+    following: Option<Instant>,
+    /// Failures in a row.
+    failures: u32,
+    garbage: u32,
+    /// The trouble that was logged last and is not over.
+    reported: Option<Trouble>,
+}
+
+/// Why a list or watch is over before its time.
+enum End {
+    Closed,
+    Failed(ApiError),
+}
+
+impl From<Closed> for End {
+    fn from(_: Closed) -> Self {
+        End::Closed
+    }
+}
+
+impl From<ApiError> for End {
+    fn from(error: ApiError) -> Self {
+        End::Failed(error)
+    }
+}
+
+/// Whether a stream is still telling what there was before it began.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Initial,
+    Following,
+}
+
+impl<'a> Reflector<'a> {
+    pub(super) fn new(
+        spec: Spec,
+        client: Arc<ApiClient>,
+        pace: WatchPace,
+        watching: &'a Watching,
+    ) -> Self {
+        Reflector {
+            stats: watching.stats.of(spec.resource),
+            spec,
+            client,
+            pace,
+            decoder: Decoder::new(watching.context.clone()),
+            sender: &watching.sender,
+            recorder: &watching.recorder,
+            versions: Versions::default(),
+            version: None,
+            freshness: Freshness::Cached,
+            stream_stalled: false,
+            following: None,
+            failures: 0,
+            garbage: 0,
+            reported: None,
+        }
+    }
+
+    /// Follows the resource until nobody receives the Changes any more.
+    pub(super) async fn run(mut self) {
+        loop {
+            let end = match self.version.clone() {
+                None => self.list().await,
+                Some(version) => self.watch(&version).await,
+            };
+            let wait = match end {
+                Ok(()) => self.after_end(),
+                Err(End::Closed) => return,
+                Err(End::Failed(error)) if self.is_absent(&error) => {
+                    if self.announce_absence(&error).await.is_err() {
+                        return;
+                    }
+                    self.pace.absent_retry.mul_f64(0.5 + random())
+                }
+                Err(End::Failed(error)) => self.after_failure(&error),
+            };
+            tokio::select! {
+                () = tokio::time::sleep(wait) => (),
+                () = self.sender.closed() => return,
+            }
+        }
+    }
+
+    // Listing.
+
+    async fn list(&mut self) -> Result<(), End> {
+        self.stats.lists.fetch_add(1, Ordering::Relaxed);
+        if !self.stream_stalled {
+            match self.client.send(self.spec.stream(self.watch_seconds())).await {
+                Ok(response) => return self.follow(response, Phase::Initial).await,
+                Err(error) if error.trouble == Trouble::Refused => {
+                    tracing::debug!(resource = ?self.spec.resource, %error, "no streaming lists; asking for pages");
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let version = self.pages().await?;
+        self.watch(&version).await
+    }
+
+    /// Lists page by page; returns the version that the list shows.
+    async fn pages(&mut self) -> Result<String, End> {
+        let mut page: Option<String> = None;
+        loop {
+            let request = self.spec.list(self.freshness, page.as_deref());
+            let response = self.client.send(request).await?;
+            if page.is_none() {
+                self.begin_list().await?;
+            }
+            let metadata = self.page(response.into_body()).await?;
+            page = metadata.next.filter(|it| !it.is_empty());
+            if page.is_none() {
+                self.end_list(metadata.version.clone()).await?;
+                return Ok(metadata.version);
+            }
+        }
+    }
+
+    /// Hands on the objects of a page as they come in.
+    async fn page(&mut self, mut body: Body) -> Result<ListMetadata, End> {
+        let mut items = Items::default();
+        while let Some(frame) = self.frame(&mut body, self.pace.list_silence).await? {
+            let mut found = Vec::new();
+            items.feed(&frame, |item| found.push(item));
+            for item in found {
+                match item {
+                    Line::Text(text) => drop(self.apply(&text).await?),
+                    Line::TooLong => self.skip_oversized(),
+                }
+            }
+        }
+        if items.is_cut() {
+            return Err(self.failure(Trouble::Broken, "the list ended too early").into());
+        }
+        let list: List = serde_json::from_slice(items.envelope())
+            .map_err(|error| self.failure(Trouble::Garbage, format!("not a list: {error}")))?;
+        Ok(list.metadata)
+    }
+
+    async fn begin_list(&mut self) -> Result<(), End> {
+        self.stats.set_state(State::Listing);
+        self.versions.clear();
+        Ok(self.sender.send(Change::Listing(self.spec.resource)).await?)
+    }
+
+    async fn end_list(&mut self, version: String) -> Result<(), End> {
+        self.version = Some(version);
+        self.freshness = Freshness::Newest;
+        self.stream_stalled = false;
+        Ok(self.sender.send(Change::Listed(self.spec.resource)).await?)
+    }
+
+    // Watching.
+
+    async fn watch(&mut self, version: &str) -> Result<(), End> {
+        let request = self.spec.watch(version, self.watch_seconds());
+        let response = self.client.send(request).await?;
+        self.follow(response, Phase::Following).await
+    }
+
+    /// Hands on what a watch brings until it ends.
+    async fn follow(&mut self, response: Response<Body>, mut phase: Phase) -> Result<(), End> {
+        let http2 = response.version() == Version::HTTP_2;
+        match phase {
+            Phase::Initial => self.begin_list().await?,
+            Phase::Following => self.now_following(),
+        }
+        let mut body = response.into_body();
+        let mut lines = Lines::default();
+        loop {
+            let silence = match phase {
+                Phase::Initial => self.pace.list_silence,
+                Phase::Following if http2 => self.pace.watch_timeout.saturating_mul(3),
+                Phase::Following => self.pace.silence,
+            };
+            match self.frame(&mut body, silence).await {
+                Ok(Some(bytes)) => lines.feed(&bytes),
+                Ok(None) if lines.is_empty() && phase == Phase::Following => return Ok(()),
+                Ok(None) => return Err(self.failure(Trouble::Broken, "it ended too early").into()),
+                Err(error) if error.trouble == Trouble::Silence && phase == Phase::Following => {
+                    tracing::debug!(resource = ?self.spec.resource, "quiet for long; watching anew");
+                    return Ok(());
+                }
+                Err(error) => {
+                    self.stream_stalled |= error.trouble == Trouble::Silence;
+                    return Err(error.into());
+                }
+            }
+            while let Some(line) = lines.next() {
+                match line {
+                    Line::Text(text) => phase = self.event(&text, phase).await?,
+                    Line::TooLong => self.skip_oversized(),
+                }
+            }
+        }
+    }
+
+    /// Takes one line of a watch.
+    async fn event(&mut self, line: &[u8], phase: Phase) -> Result<Phase, End> {
+        let Ok(event) = serde_json::from_slice::<Event<'_>>(line) else {
+            return Err(self.not_an_event(line).into());
+        };
+        let object = event.object.get().as_bytes();
+        match event.kind.as_ref() {
+            "ADDED" | "MODIFIED" => {
+                let version = self.apply(object).await?;
+                self.note_version(version, phase);
+            }
+            "DELETED" => {
+                let version = self.delete(object).await?;
+                self.note_version(version, phase);
+            }
+            "BOOKMARK" => return self.bookmark(object, phase).await,
+            "ERROR" => return Err(self.not_an_event(object).into()),
+            other => tracing::debug!(kind = other, "an event of an unknown kind is left out"),
+        }
+        Ok(phase)
+    }
+
+    async fn bookmark(&mut self, object: &[u8], phase: Phase) -> Result<Phase, End> {
+        let bookmark: List = serde_json::from_slice(object)
+            .map_err(|error| self.failure(Trouble::Garbage, format!("not a bookmark: {error}")))?;
+        let ends = bookmark.metadata.annotations.is_some_and(|it| it.initial_events_end.is_some());
+        self.garbage = 0;
+        match phase {
+            Phase::Following => self.version = Some(bookmark.metadata.version),
+            Phase::Initial if ends => {
+                self.end_list(bookmark.metadata.version).await?;
+                self.now_following();
+                return Ok(Phase::Following);
+            }
+            Phase::Initial => (),
+        }
+        Ok(phase)
+    }
+
+    /// A line that is no event: perhaps a `Status`, which says what is wrong.
+    fn not_an_event(&mut self, text: &[u8]) -> ApiError {
+        match serde_json::from_slice::<Status>(text) {
+            Ok(status) => ApiError::answered(&self.doing(), status.code, &status.message),
+            Err(_) => {
+                let start: String = String::from_utf8_lossy(text).chars().take(80).collect();
+                self.failure(Trouble::Garbage, format!("not a watch event: {start}"))
+            }
+        }
+    }
+
+    // Objects.
+
+    /// Hands on an object; returns its version.
+    async fn apply(&mut self, object: &[u8]) -> Result<String, End> {
+        self.stats.count_object();
+        let decoded = match self.decoder.applied(self.spec.resource, object) {
+            Ok(decoded) => decoded,
+            Err(why) => return Ok(self.skip_unreadable(&why)),
+        };
+        if !self.versions.applied(decoded.key, &decoded.version) {
+            self.stats.outdated.fetch_add(1, Ordering::Relaxed);
+            return Ok(decoded.version);
+        }
+        for skipped in &decoded.skipped {
+            self.recorder.skipped(skipped);
+        }
+        if let Some(change) = decoded.change {
+            self.sender.send(change).await?;
+        }
+        Ok(decoded.version)
+    }
+
+    /// Hands on that an object is gone; returns its version.
+    async fn delete(&mut self, object: &[u8]) -> Result<String, End> {
+        self.stats.count_object();
+        let decoded = match self.decoder.deleted(self.spec.resource, object) {
+            Ok(decoded) => decoded,
+            Err(why) => return Ok(self.skip_unreadable(&why)),
+        };
+        if !self.versions.deleted(decoded.key, &decoded.version) {
+            self.stats.outdated.fetch_add(1, Ordering::Relaxed);
+            return Ok(decoded.version);
+        }
+        if let Some(change) = decoded.change {
+            self.sender.send(change).await?;
+        }
+        Ok(decoded.version)
+    }
+
+    /// The watch is to go on from here. An outdated event must not take it back.
+    fn note_version(&mut self, version: String, phase: Phase) {
+        self.garbage = 0;
+        let number = |it: &str| it.parse::<u64>().ok();
+        let known = self.version.as_deref().and_then(number);
+        let is_back = number(&version).zip(known).is_some_and(|(new, known)| new < known);
+        if phase == Phase::Following && !version.is_empty() && !is_back {
+            self.version = Some(version);
+        }
+    }
+
+    /// Returns the version of an object that has none that could be read.
+    fn skip_unreadable(&self, why: &serde_json::Error) -> String {
+        self.stats.count_error(Trouble::Garbage);
+        tracing::warn!(resource = ?self.spec.resource, %why, "an object that cannot be read is left out");
+        String::new()
+    }
+
+    fn skip_oversized(&self) {
+        self.stats.count_error(Trouble::Garbage);
+        tracing::warn!(
+            resource = ?self.spec.resource,
+            limit = super::wire::LONGEST,
+            "an object of more bytes than the limit is left out"
+        );
+    }
+
+    // What comes after.
+
+    /// The watch ended in an orderly way. Waits only if it had hardly begun.
+    fn after_end(&mut self) -> Duration {
+        if self.has_settled() {
+            self.failures = 0;
+            return Duration::ZERO;
+        }
+        self.failures = self.failures.saturating_add(1);
+        self.pace.backoff.delay(self.failures, random())
+    }
+
+    fn after_failure(&mut self, error: &ApiError) -> Duration {
+        self.report(error);
+        if self.has_settled() {
+            self.failures = 0;
+        }
+        self.failures = self.failures.saturating_add(1);
+        let backoff = self.pace.backoff.delay(self.failures, random());
+        match error.trouble {
+            Trouble::Gone => {
+                self.version = None;
+                return backoff.max(self.pace.relist_spread.mul_f64(random()));
+            }
+            Trouble::Refused => self.version = None,
+            Trouble::Garbage => {
+                self.garbage += 1;
+                if self.garbage >= GARBAGE_LIMIT {
+                    self.version = None;
+                }
+            }
+            Trouble::Connect
+            | Trouble::Tls
+            | Trouble::Silence
+            | Trouble::Broken
+            | Trouble::Unauthorized
+            | Trouble::Forbidden
+            | Trouble::NotFound
+            | Trouble::TooManyRequests
+            | Trouble::ServerError => (),
+        }
+        match error.retry_after {
+            // Not all at the very moment that the server named.
+            Some(asked) => asked.min(LONGEST_RETRY_AFTER).mul_f64(1.0 + 0.2 * random()).max(backoff),
+            None => backoff,
+        }
+    }
+
+    fn has_settled(&mut self) -> bool {
+        self.following.take().is_some_and(|since| since.elapsed() >= self.pace.settled)
+    }
+
+    fn is_absent(&self, error: &ApiError) -> bool {
+        self.spec.optional && matches!(error.trouble, Trouble::NotFound | Trouble::Forbidden)
+    }
+
+    /// The server or our role lacks an optional resource: that is a complete list of nothing.
+    async fn announce_absence(&mut self, error: &ApiError) -> Result<(), Closed> {
+        self.report(error);
+        self.version = None;
+        self.following = None;
+        if self.stats.state() == State::Absent {
+            return Ok(());
+        }
+        self.sender.send(Change::Listing(self.spec.resource)).await?;
+        self.sender.send(Change::Listed(self.spec.resource)).await?;
+        self.stats.set_state(State::Absent);
+        Ok(())
+    }
+
+    /// Counts every failure, logs a kind of failure once until it is over.
+    fn report(&mut self, error: &ApiError) {
+        self.stats.count_error(error.trouble);
+        if self.stats.state() != State::Absent {
+            self.stats.set_state(State::Waiting);
+        }
+        let resource = self.spec.resource;
+        if self.reported == Some(error.trouble) || error.trouble == Trouble::Gone {
+            tracing::debug!(?resource, %error, "the watch failed again");
+            return;
+        }
+        self.reported = Some(error.trouble);
+        tracing::warn!(?resource, %error, "the watch failed and will be tried again; forwarding goes on as it is");
+    }
+
+    fn now_following(&mut self) {
+        self.stats.set_state(State::Watching);
+        self.following = Some(Instant::now());
+        if self.reported.take().is_some() {
+            tracing::info!(resource = ?self.spec.resource, "the watch works again");
+        }
+    }
+
+    // Odds and ends of requests.
+
+    /// The next bytes of a body; `None` at its orderly end.
+    async fn frame(
+        &self,
+        body: &mut Body,
+        silence: Duration,
+    ) -> Result<Option<bytes::Bytes>, ApiError> {
+        loop {
+            let frame = match tokio::time::timeout(silence, body.frame()).await {
+                Ok(None) => return Ok(None),
+                Ok(Some(Ok(frame))) => frame,
+                Ok(Some(Err(error))) => return Err(ApiError::transport(&self.doing(), &error)),
+                Err(_) => {
+                    return Err(self.failure(Trouble::Silence, format!("nothing for {silence:?}")));
+                }
+            };
+            if let Ok(bytes) = frame.into_data() {
+                self.stats.received(bytes.len());
+                return Ok(Some(bytes));
+            }
+        }
+    }
+
+    fn watch_seconds(&self) -> u64 {
+        self.pace.watch_timeout.mul_f64(1.0 + random()).as_secs().max(1)
+    }
+
+    fn doing(&self) -> String {
+        format!("reading {:?} objects from {}", self.spec.resource, self.client.address())
+    }
+
+    fn failure(&self, trouble: Trouble, what: impl Into<String>) -> ApiError {
+        ApiError::new(trouble, &self.doing(), what)
+    }
+}
+
+/// A line of a watch.
+#[derive(Deserialize)]
+struct Event<'a> {
+    #[serde(rename = "type", borrow)]
+    kind: Cow<'a, str>,
+    #[serde(borrow)]
+    object: &'a RawValue,
+}
+
+/// What is read of a list besides its items, of a bookmark, and of an object for its version.
+#[derive(Deserialize)]
+struct List {
+    metadata: ListMetadata,
+}
+
+#[derive(Deserialize)]
+struct ListMetadata {
+    #[serde(rename = "resourceVersion", default)]
+    version: String,
+    #[serde(rename = "continue", default)]
+    next: Option<String>,
+    #[serde(default)]
+    annotations: Option<BookmarkAnnotations>,
+}
+
+#[derive(Deserialize)]
+struct BookmarkAnnotations {
+    #[serde(rename = "k8s.io/initial-events-end")]
+    initial_events_end: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Status {
+    code: u16,
+    #[serde(default)]
+    message: String,
+}

@@ -1,0 +1,346 @@
+//! A simulated API server: real HTTP/1.1 and HTTP/2, real TLS, real selectors, and faults on demand.
+//!
+//! It runs on a thread of its own, so tests may be synchronous or asynchronous and its clock is never the test's.
+
+mod respond;
+mod store;
+mod tls;
+mod transport;
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::sync::watch;
+
+use store::Store;
+pub use tls::Tls;
+
+/// A running server. Dropping it ends everything.
+pub struct ApiServer {
+    shared: Arc<Shared>,
+    address: SocketAddr,
+    scheme: &'static str,
+    tls: Option<Tls>,
+}
+
+/// What the server's tasks share.
+pub(crate) struct Shared {
+    store: Mutex<Store>,
+    script: Mutex<Script>,
+    counters: Counters,
+    /// Counts up with every change of the store; watches wait for it.
+    changed: watch::Sender<u64>,
+    /// Raised to close every connection that is older.
+    closed: watch::Sender<u64>,
+    /// Connections older than this neither send nor receive: half-open.
+    frozen: AtomicU64,
+    listening: watch::Sender<Listening>,
+    acceptor: Mutex<Option<tokio_rustls::TlsAcceptor>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Listening {
+    Yes,
+    /// The port is closed: connection refused.
+    No,
+    Ended,
+}
+
+#[derive(Default)]
+pub(crate) struct Counters {
+    connections: AtomicU64,
+    sent: AtomicU64,
+    received: AtomicU64,
+}
+
+/// How the server is told to behave.
+#[derive(Default)]
+pub(crate) struct Script {
+    faults: Vec<(On, Fault)>,
+    requests: Vec<Request>,
+    events: Vec<Value>,
+    /// `Authorization: Bearer` that is demanded.
+    token: Option<String>,
+    /// 422 to `sendInitialEvents`, as servers without the feature answer.
+    no_streaming_lists: bool,
+    absent: Vec<&'static str>,
+    bookmark_every: Option<Duration>,
+}
+
+/// A request as it came in.
+#[derive(Clone, Debug)]
+pub struct Request {
+    pub method: String,
+    pub path: String,
+    /// Decoded.
+    pub query: BTreeMap<String, String>,
+    pub user_agent: String,
+    pub authorization: String,
+    pub http2: bool,
+    /// Which TCP connection, counted from 1.
+    pub connection: u64,
+}
+
+impl Request {
+    pub fn is_list(&self) -> bool {
+        self.method == "GET" && !self.query.contains_key("watch")
+    }
+
+    pub fn is_stream(&self) -> bool {
+        self.query.contains_key("sendInitialEvents")
+    }
+
+    pub fn is_watch(&self) -> bool {
+        self.query.contains_key("watch") && !self.is_stream()
+    }
+}
+
+/// Which requests a fault hits: plural name of the resource, and what is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct On(pub &'static str, pub Ask);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ask {
+    List,
+    Stream,
+    Watch,
+    Any,
+}
+
+/// What goes wrong, once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Answer with this status; `Retry-After` in seconds.
+    Status(u16, Option<u64>),
+    /// Answer 200 and send an ERROR event with this code.
+    ErrorEvent(u16),
+    /// Close the TCP connection instead of answering.
+    DropConnection,
+    /// Answer late.
+    Delay(Duration),
+    /// Never answer this request.
+    Stall,
+    /// Answer with a head and never send a body.
+    StallBody,
+    /// Cut the body in the middle of the line (or, in a list, object) after that many whole ones.
+    Cut { after: usize, clean: bool },
+    /// Send this line after that many events, and go on.
+    Insert { after: usize, line: String },
+    /// Send every event twice, and all of them again in reverse order.
+    Repeat,
+}
+
+impl ApiServer {
+    /// Plain HTTP/1.1 on a free port of 127.0.0.1.
+    pub fn start() -> ApiServer {
+        ApiServer::run(None)
+    }
+
+    /// TLS with HTTP/2 and HTTP/1.1 offered.
+    pub fn start_tls() -> ApiServer {
+        ApiServer::run(Some(Tls::new(&[b"h2", b"http/1.1"])))
+    }
+
+    /// TLS with HTTP/1.1 only.
+    pub fn start_tls_http1() -> ApiServer {
+        ApiServer::run(Some(Tls::new(&[b"http/1.1"])))
+    }
+
+    fn run(tls: Option<Tls>) -> ApiServer {
+        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap();
+        let shared = Arc::new(Shared {
+            store: Mutex::default(),
+            script: Mutex::default(),
+            counters: Counters::default(),
+            changed: watch::Sender::new(0),
+            closed: watch::Sender::new(0),
+            frozen: AtomicU64::new(0),
+            listening: watch::Sender::new(Listening::Yes),
+            acceptor: Mutex::new(tls.as_ref().map(Tls::acceptor)),
+        });
+        let serving = shared.clone();
+        std::thread::Builder::new()
+            .name("apiserver".to_owned())
+            .spawn(move || transport::serve(serving, listener, address))
+            .unwrap();
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        ApiServer { shared, address, scheme, tls }
+    }
+
+    // Where it is.
+
+    pub fn url(&self) -> String {
+        format!("{}://{}", self.scheme, self.address)
+    }
+
+    /// Writes a kubeconfig, with the certificate authority in a file of its own and, if wanted, a token file.
+    pub fn kubeconfig(&self, directory: &Path, token_file: Option<&Path>) -> PathBuf {
+        let mut cluster = format!("server: {}", self.url());
+        if self.tls.is_some() {
+            self.write_authority(directory);
+            cluster += &format!("\n    certificate-authority: {}/ca.crt", directory.display());
+        }
+        let user = match token_file {
+            Some(file) => format!("tokenFile: {}", file.display()),
+            None => "{}".to_owned(),
+        };
+        let text = format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: c\nclusters:\n- name: c\n  cluster:\n    {cluster}\n\
+             users:\n- name: u\n  user:\n    {user}\ncontexts:\n- name: c\n  context: {{cluster: c, user: u}}\n"
+        );
+        let path = directory.join("kubeconfig");
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// Writes the certificate of the present authority to `ca.crt`.
+    pub fn write_authority(&self, directory: &Path) {
+        let tls = self.tls.as_ref().expect("a server with TLS");
+        std::fs::write(directory.join("ca.crt"), tls.authority()).unwrap();
+    }
+
+    // What it holds.
+
+    /// Creates or replaces an object; returns its version.
+    pub fn put(&self, object: Value) -> u64 {
+        let version = self.shared.store.lock().unwrap().put(object);
+        self.shared.changed.send_replace(version);
+        version
+    }
+
+    /// Creates many objects.
+    pub fn load(&self, objects: impl IntoIterator<Item = Value>) {
+        let mut store = self.shared.store.lock().unwrap();
+        let last = objects.into_iter().map(|it| store.put(it)).last();
+        self.shared.changed.send_replace(last.unwrap_or_default());
+    }
+
+    /// Deletes an object; whether it was there. The namespace is empty for cluster-scoped ones.
+    pub fn delete(&self, plural: &'static str, namespace: &str, name: &str) -> bool {
+        let version = self.shared.store.lock().unwrap().delete(plural, namespace, name);
+        if let Some(version) = version {
+            self.shared.changed.send_replace(version);
+        }
+        version.is_some()
+    }
+
+    /// The objects that a selector leaves, as they are now.
+    pub fn objects(&self, plural: &'static str, labels: &str, fields: &str) -> Vec<Value> {
+        let store = self.shared.store.lock().unwrap();
+        let objects = store.select(plural, labels, fields);
+        objects.map(|it| serde_json::from_slice(&it.json).unwrap()).collect()
+    }
+
+    /// Forgets the history: watches from earlier versions and old `continue` tokens get 410.
+    pub fn compact(&self) {
+        self.shared.store.lock().unwrap().compact();
+    }
+
+    /// Sets the version back, as a restored etcd does.
+    pub fn restore_version(&self, version: u64) {
+        self.shared.store.lock().unwrap().restore(version);
+    }
+
+    /// Events that were posted.
+    pub fn events(&self) -> Vec<Value> {
+        self.script().events.clone()
+    }
+
+    // What goes wrong.
+
+    /// The next requests of this kind meet these faults, one each.
+    pub fn fail_next(&self, on: On, faults: impl IntoIterator<Item = Fault>) {
+        self.script().faults.extend(faults.into_iter().map(|fault| (on, fault)));
+    }
+
+    pub fn refuse_streaming_lists(&self) {
+        self.script().no_streaming_lists = true;
+    }
+
+    /// The server does not know this resource: 404.
+    pub fn remove_resource(&self, plural: &'static str) {
+        self.script().absent.push(plural);
+    }
+
+    pub fn restore_resource(&self, plural: &str) {
+        self.script().absent.retain(|it| *it != plural);
+    }
+
+    /// Demands this bearer token from now on.
+    pub fn demand_token(&self, token: &str) {
+        self.script().token = Some(token.to_owned());
+    }
+
+    pub fn send_bookmarks_every(&self, interval: Duration) {
+        self.script().bookmark_every = Some(interval);
+    }
+
+    /// Closes all connections.
+    pub fn drop_connections(&self) {
+        self.shared.closed.send_replace(self.connections());
+    }
+
+    /// All present connections stay open and go silent. New ones work.
+    pub fn freeze_connections(&self) {
+        self.shared.frozen.store(self.connections(), Ordering::SeqCst);
+    }
+
+    /// Closes the port and all connections.
+    pub fn go_down(&self) {
+        self.shared.listening.send_replace(Listening::No);
+        self.drop_connections();
+    }
+
+    pub fn come_up(&self) {
+        self.shared.listening.send_replace(Listening::Yes);
+    }
+
+    /// Takes another certificate authority and a new certificate for new connections.
+    pub fn rotate_authority(&mut self) {
+        let tls = self.tls.as_mut().expect("a server with TLS");
+        tls.rotate();
+        *self.shared.acceptor.lock().unwrap() = Some(tls.acceptor());
+    }
+
+    // What it saw.
+
+    pub fn requests(&self) -> Vec<Request> {
+        self.script().requests.clone()
+    }
+
+    /// Requests about one resource.
+    pub fn requests_for(&self, plural: &str) -> Vec<Request> {
+        let requests = self.script().requests.clone();
+        requests.into_iter().filter(|it| it.path.ends_with(&format!("/{plural}"))).collect()
+    }
+
+    /// TCP connections accepted so far.
+    pub fn connections(&self) -> u64 {
+        self.shared.counters.connections.load(Ordering::SeqCst)
+    }
+
+    pub fn bytes_sent(&self) -> u64 {
+        self.shared.counters.sent.load(Ordering::SeqCst)
+    }
+
+    pub fn bytes_received(&self) -> u64 {
+        self.shared.counters.received.load(Ordering::SeqCst)
+    }
+
+    fn script(&self) -> std::sync::MutexGuard<'_, Script> {
+        self.shared.script.lock().unwrap()
+    }
+}
+
+impl Drop for ApiServer {
+    fn drop(&mut self) {
+        self.shared.listening.send_replace(Listening::Ended);
+    }
+}

@@ -1,0 +1,7 @@
+//! The watch room against a simulated API server, and against directories of manifests.
+
+mod client;
+mod faults;
+mod lists;
+mod manifests;
+mod rig;

@@ -1,0 +1,273 @@
+//! Connections, credentials, Events, and what is said when they fail.
+
+use std::fs;
+use std::net::Ipv4Addr;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use kube_ferry::model::{ObjectName, Resource};
+use kube_ferry::watch::{ApiClient, Notice, NoticeKind, Regarding, Server, Trouble};
+
+use super::rig::{Rig, furnish, quick_connection, service, stir};
+use crate::support::apiserver::{ApiServer, Ask, Fault, On};
+
+#[test]
+fn four_watches_share_one_connection() {
+    let server = ApiServer::start_tls();
+    furnish(&server, 50);
+    let directory = tempfile::tempdir().unwrap();
+    let mut rig = Rig::watch_with(&server.kubeconfig(directory.path(), None));
+    rig.settle(&server);
+    rig.until_watching();
+    rig.recorder.record(starting());
+    rig.until("an Event", |_| !server.events().is_empty());
+    assert_eq!(server.connections(), 1);
+    assert!(server.requests().iter().all(|it| it.http2 && it.connection == 1));
+    // After it broke there is one again, although four watches lost theirs at once.
+    server.drop_connections();
+    stir(&server, 1);
+    rig.settle(&server);
+    rig.until_watching();
+    assert_eq!(server.connections(), 2);
+}
+
+#[test]
+fn a_server_without_http2_gets_http1() {
+    let server = ApiServer::start_tls_http1();
+    furnish(&server, 5);
+    let directory = tempfile::tempdir().unwrap();
+    let mut rig = Rig::watch_with(&server.kubeconfig(directory.path(), None));
+    rig.settle(&server);
+    assert!(server.requests().iter().all(|it| !it.http2));
+    stir(&server, 1);
+    rig.settle(&server);
+}
+
+#[test]
+fn a_rotated_token_is_picked_up() {
+    let server = ApiServer::start_tls();
+    furnish(&server, 5);
+    let directory = tempfile::tempdir().unwrap();
+    let token = directory.path().join("token");
+    fs::write(&token, "first").unwrap();
+    server.demand_token("first");
+    let mut rig = Rig::watch_with(&server.kubeconfig(directory.path(), Some(&token)));
+    rig.settle(&server);
+    // The server takes the new one only, and the old connection breaks.
+    server.demand_token("second");
+    server.drop_connections();
+    rig.until_error(Resource::Service, Trouble::Unauthorized);
+    fs::write(&token, "second").unwrap();
+    stir(&server, 1);
+    rig.settle(&server);
+    let tokens = server.requests().into_iter().map(|it| it.authorization);
+    assert!(tokens.last().is_some_and(|it| it == "Bearer second"));
+}
+
+#[test]
+fn a_rotated_certificate_authority_is_picked_up() {
+    let mut server = ApiServer::start_tls();
+    furnish(&server, 5);
+    let directory = tempfile::tempdir().unwrap();
+    let mut rig = Rig::watch_with(&server.kubeconfig(directory.path(), None));
+    rig.settle(&server);
+    server.rotate_authority();
+    server.drop_connections();
+    rig.until_error(Resource::Service, Trouble::Tls);
+    server.write_authority(directory.path());
+    stir(&server, 1);
+    rig.settle(&server);
+}
+
+#[test]
+fn half_a_rotation_keeps_the_old_credentials() {
+    let mut server = ApiServer::start_tls();
+    furnish(&server, 5);
+    let directory = tempfile::tempdir().unwrap();
+    let mut rig = Rig::watch_with(&server.kubeconfig(directory.path(), None));
+    rig.settle(&server);
+    fs::remove_file(directory.path().join("ca.crt")).unwrap();
+    server.rotate_authority();
+    server.drop_connections();
+    rig.until_error(Resource::Service, Trouble::Tls);
+    server.write_authority(directory.path());
+    stir(&server, 1);
+    rig.settle(&server);
+}
+
+// Events.
+
+#[test]
+fn events_are_posted_once() {
+    let server = ApiServer::start();
+    let mut rig = Rig::watch(&server);
+    rig.recorder.record(starting());
+    rig.recorder.record(starting());
+    let name = ObjectName::new("shop", "web");
+    let regarding = Regarding::Object { resource: Resource::Service, name, uid: "u".into() };
+    rig.recorder.record(Notice { kind: NoticeKind::Warning, regarding, ..starting() });
+    rig.until("both", |_| server.events().len() == 2);
+    let (node, service) = (&server.events()[0], &server.events()[1]);
+    assert_eq!(node["reportingController"], "kube-proxy");
+    assert_eq!(node["reportingInstance"], "kube-ferry-n1");
+    assert_eq!(service["regarding"]["name"], "web");
+    let posts: Vec<_> = server.requests_for("events").into_iter().map(|it| it.path).collect();
+    assert_eq!(
+        posts,
+        ["default", "shop"].map(|it| format!("/apis/events.k8s.io/v1/namespaces/{it}/events"))
+    );
+}
+
+#[test]
+fn an_event_that_is_refused_is_dropped_and_counted() {
+    let server = ApiServer::start();
+    server.fail_next(On("events", Ask::Any), [Fault::Status(403, None)]);
+    let mut rig = Rig::watch(&server);
+    rig.recorder.record(starting());
+    rig.until("the drop", |rig| rig.recorder.dropped() == 1);
+    assert!(server.events().is_empty());
+}
+
+#[test]
+fn an_unusable_object_becomes_an_event() {
+    let server = ApiServer::start();
+    furnish(&server, 1);
+    let mut bad = service("bad", 1);
+    bad["spec"]["clusterIPs"] = serde_json::json!(["10.96.0.300"]);
+    bad["spec"]["clusterIP"] = "10.96.0.300".into();
+    server.put(bad);
+    let mut rig = Rig::watch(&server);
+    rig.until("the Event", |_| !server.events().is_empty());
+    let event = &server.events()[0];
+    assert_eq!(event["regarding"]["name"], "bad");
+    assert_eq!(event["type"], "Warning");
+    assert!(event["note"].as_str().unwrap().contains("cluster IP"), "{event}");
+    // The good one is not held up.
+    rig.until("the good one", |rig| rig.known().services.len() == 1);
+}
+
+fn starting() -> Notice {
+    Notice {
+        kind: NoticeKind::Normal,
+        reason: "Starting",
+        action: "StartKubeProxy",
+        note: String::new(),
+        regarding: Regarding::Node,
+    }
+}
+
+// What is said.
+
+#[test]
+fn an_unreadable_kubeconfig_says_so() {
+    check_start(
+        |directory| Server::Kubeconfig { path: directory.join("none"), master: None },
+        &["none", "No such file", "may this user read it"],
+    );
+    check_start(
+        |directory| write(directory, "apiVersion: v1\nkind: Config\nclusters: 7\n"),
+        &["kubeconfig"],
+    );
+    check_start(
+        |directory| {
+            let broken = "apiVersion: v1\nkind: Config\ncurrent-context: c\nclusters: [{name: c, cluster: {server: \
+                          'https://192.0.2.1', certificate-authority: /none/ca.crt}}]\nusers: [{name: u, user: {}}]\n\
+                          contexts: [{name: c, context: {cluster: c, user: u}}]\n";
+            write(directory, broken)
+        },
+        &["/none/ca.crt"],
+    );
+}
+
+#[test]
+fn a_proxy_is_refused_and_a_bad_address_too() {
+    let proxied = "apiVersion: v1\nkind: Config\ncurrent-context: c\nclusters: [{name: c, cluster: {server: \
+                   'https://192.0.2.1', proxy-url: 'http://p:1'}}]\nusers: [{name: u, user: {}}]\n\
+                   contexts: [{name: c, context: {cluster: c, user: u}}]\n";
+    check_start(|directory| write(directory, proxied), &["proxy-url http://p:1", "not supported"]);
+    check_start(|_| Server::Address("192.0.2.1:6443".to_owned()), &["192.0.2.1:6443", "https://"]);
+    check_start(|_| Server::Address("https://a b".to_owned()), &["https://a b"]);
+}
+
+#[test]
+fn outside_of_a_pod_there_is_no_in_cluster_configuration() {
+    check_start(|_| Server::from_flags(None, None), &["in-cluster", "--kubeconfig", "--manifests"]);
+}
+
+#[track_caller]
+fn check_start(server: impl FnOnce(&Path) -> Server, expected: &[&str]) {
+    let directory = tempfile::tempdir().unwrap();
+    let server = server(directory.path());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let result = runtime.block_on(ApiClient::new(server, quick_connection()));
+    let Err(error) = result else { panic!("it was accepted") };
+    let text = error.to_string();
+    for part in expected {
+        assert!(text.contains(part), "{part:?} is missing in: {text}");
+    }
+}
+
+fn write(directory: &Path, text: &str) -> Server {
+    let path: PathBuf = directory.join("kubeconfig");
+    fs::write(&path, text).unwrap();
+    Server::Kubeconfig { path, master: None }
+}
+
+#[test]
+fn a_kubeconfig_may_be_a_link_that_is_swapped() {
+    let server = ApiServer::start_tls();
+    furnish(&server, 2);
+    let directory = tempfile::tempdir().unwrap();
+    let real = tempfile::tempdir().unwrap();
+    let link = directory.path().join("kubeconfig");
+    symlink(server.kubeconfig(real.path(), None), &link).unwrap();
+    let mut rig = Rig::watch_with(&link);
+    rig.settle(&server);
+    // The cluster moved: another server, another authority.
+    let other = ApiServer::start_tls();
+    furnish(&other, 3);
+    let new = tempfile::tempdir().unwrap();
+    let swapped = directory.path().join("new");
+    symlink(other.kubeconfig(new.path(), None), &swapped).unwrap();
+    fs::rename(&swapped, &link).unwrap();
+    other.compact();
+    server.go_down();
+    rig.settle(&other);
+}
+
+#[test]
+fn failures_say_what_was_tried_and_what_to_do() {
+    let free = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = format!("http://{}", free.local_addr().unwrap());
+    drop(free);
+    check_request(Server::Address(address.clone()), Trouble::Connect, &[&address, "refused", "--master"]);
+
+    let server = ApiServer::start_tls();
+    let untrusting = Server::Address(server.url());
+    check_request(untrusting, Trouble::Tls, &[&server.url(), "certificate", "certificate-authority"]);
+
+    let name = Server::Address("http://no-such-host.invalid:1".to_owned());
+    check_request(name, Trouble::Connect, &["no-such-host.invalid", "lookup"]);
+
+    let server = ApiServer::start();
+    server.fail_next(On("nodes", Ask::Any), [Fault::Status(403, None)]);
+    check_request(
+        Server::Address(server.url()),
+        Trouble::Forbidden,
+        &["GET", "/api/v1/nodes", "403", "ClusterRole", "endpointslices", "system:node-proxier"],
+    );
+}
+
+#[track_caller]
+fn check_request(server: Server, trouble: Trouble, expected: &[&str]) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let error = runtime.block_on(async {
+        let client = ApiClient::new(server, quick_connection()).await.unwrap();
+        client.probe().await.unwrap_err()
+    });
+    assert_eq!(error.trouble, trouble, "{error}");
+    let text = error.to_string();
+    for part in expected {
+        assert!(text.contains(part), "{part:?} is missing in: {text}");
+    }
+}

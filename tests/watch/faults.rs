@@ -1,0 +1,330 @@
+//! What goes wrong on the way, and that the right state comes out of it all the same.
+
+use std::time::{Duration, Instant};
+
+use kube_ferry::model::Resource;
+use kube_ferry::watch::{Server, State, Trouble};
+use proptest::test_runner::{RngAlgorithm, TestRng};
+use rand_from_proptest::Dice;
+
+use super::rig::{Rig, furnish, node, service, stir};
+use crate::support::apiserver::{ApiServer, Ask, Fault, On};
+
+// Every fault, at every stage.
+
+#[test]
+fn too_many_requests() {
+    check(Fault::Status(429, None), Trouble::TooManyRequests);
+}
+
+#[test]
+fn server_errors() {
+    check(Fault::Status(500, None), Trouble::ServerError);
+    check(Fault::Status(503, Some(0)), Trouble::ServerError);
+}
+
+#[test]
+fn an_expired_version_as_an_answer() {
+    check(Fault::Status(410, None), Trouble::Gone);
+}
+
+#[test]
+fn an_expired_version_in_the_stream() {
+    check_streams(Fault::ErrorEvent(410), Trouble::Gone);
+}
+
+#[test]
+fn an_error_in_the_stream() {
+    check_streams(Fault::ErrorEvent(500), Trouble::ServerError);
+}
+
+#[test]
+fn no_permission_for_a_while() {
+    check(Fault::Status(401, None), Trouble::Unauthorized);
+    check(Fault::Status(403, None), Trouble::Forbidden);
+}
+
+#[test]
+fn dropped_connections() {
+    check(Fault::DropConnection, Trouble::Broken);
+}
+
+#[test]
+fn an_answer_that_never_comes() {
+    check(Fault::Stall, Trouble::Silence);
+}
+
+#[test]
+fn a_stream_cut_in_the_middle_of_a_line() {
+    for after in [0, 1, 3] {
+        check(Fault::Cut { after, clean: true }, Trouble::Broken);
+        check_streams(Fault::Cut { after, clean: false }, Trouble::Broken);
+    }
+}
+
+#[test]
+fn a_line_that_makes_no_sense() {
+    let line = |text: &str| Fault::Insert { after: 1, line: text.to_owned() };
+    check_streams(line("{\"type\":\"ADDED\",\"object\":{\"metad"), Trouble::Garbage);
+    check_streams(line("<html>Bad Gateway</html>"), Trouble::Garbage);
+    check_streams(line("{\"type\":\"ADDED\",\"object\":7}"), Trouble::Garbage);
+}
+
+/// The fault meets the first request, of the list and of the stream, and then the one that resumes a watch.
+#[track_caller]
+fn check(fault: Fault, trouble: Trouble) {
+    check_streams(fault.clone(), trouble);
+    let server = ApiServer::start();
+    furnish(&server, 10);
+    server.refuse_streaming_lists();
+    server.fail_next(On("services", Ask::List), [fault.clone(), fault]);
+    let mut rig = Rig::watch(&server);
+    rig.until_error(Resource::Service, trouble);
+    stir(&server, 0);
+    rig.settle(&server);
+}
+
+/// The same for faults that only streams can have.
+#[track_caller]
+fn check_streams(fault: Fault, trouble: Trouble) {
+    for server in [ApiServer::start(), ApiServer::start_tls()] {
+        furnish(&server, 10);
+        server.fail_next(On("services", Ask::Stream), [fault.clone(), fault.clone()]);
+        let directory = tempfile::tempdir().unwrap();
+        let mut rig = Rig::watch_with(&server.kubeconfig(directory.path(), None));
+        rig.until_error(Resource::Service, trouble);
+        stir(&server, 0);
+        rig.settle(&server);
+        rig.until_watching();
+        let errors = rig.stats(Resource::Service).errors(trouble);
+        server.fail_next(On("services", Ask::Watch), [fault.clone(), fault.clone(), fault.clone()]);
+        server.drop_connections();
+        for round in 1..5 {
+            stir(&server, round);
+        }
+        rig.until("the fault", |rig| rig.stats(Resource::Service).errors(trouble) > errors);
+        stir(&server, 5);
+        rig.settle(&server);
+        rig.until_watching();
+    }
+}
+
+// The rest, one by one.
+
+#[test]
+fn a_list_whose_body_never_comes_is_asked_for_in_pages() {
+    let server = ApiServer::start();
+    furnish(&server, 3);
+    server.fail_next(On("services", Ask::Stream), [Fault::StallBody]);
+    let mut rig = Rig::watch(&server);
+    rig.settle(&server);
+    assert!(server.requests_for("services").iter().any(|it| it.is_list()));
+}
+
+#[test]
+fn repeated_and_reordered_events_do_no_harm() {
+    let server = ApiServer::start();
+    furnish(&server, 5);
+    server.fail_next(On("services", Ask::Stream), [Fault::Repeat]);
+    let mut rig = Rig::watch(&server);
+    rig.settle(&server);
+    for n in 0..6 {
+        server.put(service("s1", 100 + n));
+    }
+    server.delete("services", "shop", "s2");
+    server.put(service("last", 500));
+    rig.settle(&server);
+    let applied = rig.story.iter().filter(|it| *it == "Service shop/s1").count();
+    assert_eq!(applied, 7, "each version once: {:#?}", rig.story);
+    let outdated = rig.stats(Resource::Service).outdated.load(std::sync::atomic::Ordering::Relaxed);
+    assert!(outdated > 50, "{outdated}");
+}
+
+#[test]
+fn what_was_deleted_while_versions_expired_is_gone_after_the_new_list() {
+    let server = ApiServer::start();
+    furnish(&server, 10);
+    let mut rig = Rig::watch(&server);
+    rig.settle(&server);
+    server.go_down();
+    stir(&server, 3);
+    server.delete("nodes", "", "n1");
+    server.delete("servicecidrs", "", "kubernetes");
+    server.compact();
+    rig.until_error(Resource::Service, Trouble::Connect);
+    server.come_up();
+    rig.settle(&server);
+    assert!(rig.known().node.is_none());
+    assert!(rig.stats(Resource::Service).errors(Trouble::Gone) >= 1);
+    // What is newest was asked for: an older state must not come back.
+    let lists = server.requests_for("services").into_iter().filter(|it| it.is_stream());
+    assert!(lists.count() >= 2);
+    server.put(node("n1"));
+    rig.settle(&server);
+}
+
+#[test]
+fn versions_that_went_back_are_noticed() {
+    let server = ApiServer::start();
+    furnish(&server, 10);
+    let mut rig = Rig::watch(&server);
+    rig.settle(&server);
+    rig.until_watching();
+    server.go_down();
+    server.restore_version(3);
+    stir(&server, 1);
+    server.come_up();
+    rig.settle(&server);
+}
+
+#[test]
+fn an_outage_costs_no_list_if_versions_are_still_known() {
+    let server = ApiServer::start();
+    furnish(&server, 10);
+    let mut rig = Rig::watch(&server);
+    rig.settle(&server);
+    rig.until_watching();
+    server.go_down();
+    for resource in super::rig::ALL {
+        rig.until_error(resource, Trouble::Connect);
+    }
+    stir(&server, 1);
+    server.come_up();
+    rig.settle(&server);
+    let lists = server.requests().into_iter().filter(|it| it.is_stream() || it.is_list()).count();
+    assert_eq!(lists, 4, "only those at the start");
+}
+
+#[test]
+fn a_half_open_connection_is_noticed_by_pings() {
+    check_half_open(ApiServer::start_tls());
+}
+
+#[test]
+fn a_half_open_connection_is_noticed_by_silence() {
+    check_half_open(ApiServer::start());
+}
+
+#[track_caller]
+fn check_half_open(server: ApiServer) {
+    furnish(&server, 5);
+    let directory = tempfile::tempdir().unwrap();
+    let mut rig = Rig::watch_with(&server.kubeconfig(directory.path(), None));
+    rig.settle(&server);
+    rig.until_watching();
+    server.freeze_connections();
+    let start = Instant::now();
+    stir(&server, 0);
+    rig.settle(&server);
+    // Of 400 ms until it is noticed (20 s and 25 s in production) and the backoff.
+    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+}
+
+#[test]
+fn the_server_is_obeyed_when_it_says_how_long_to_wait() {
+    let server = ApiServer::start();
+    furnish(&server, 2);
+    server.fail_next(On("services", Ask::Stream), [Fault::Status(429, Some(1))]);
+    let start = Instant::now();
+    let mut rig = Rig::watch(&server);
+    rig.settle(&server);
+    assert!(start.elapsed() >= Duration::from_secs(1), "{:?}", start.elapsed());
+}
+
+#[test]
+fn no_permission_for_service_cidrs_stops_nothing() {
+    let server = ApiServer::start();
+    furnish(&server, 2);
+    server.delete("servicecidrs", "", "kubernetes");
+    let forever = std::iter::repeat_n(Fault::Status(403, None), 10_000);
+    server.fail_next(On("servicecidrs", Ask::Any), forever);
+    let mut rig = Rig::watch(&server);
+    rig.settle(&server);
+    assert_eq!(rig.stats(Resource::ServiceCidr).state(), State::Absent);
+}
+
+#[test]
+fn a_server_that_is_not_there_yet_is_waited_for() {
+    let server = ApiServer::start();
+    furnish(&server, 2);
+    server.go_down();
+    let mut rig = Rig::watch_as(Server::Address(server.url()), 64);
+    rig.until_error(Resource::Service, Trouble::Connect);
+    server.come_up();
+    rig.settle(&server);
+}
+
+/// Faults and changes as the dice fall; the seed is in the message of a failure.
+#[test]
+fn any_faults_in_any_order_end_in_the_right_state() {
+    for seed in 0..12_u8 {
+        let server = if seed % 3 == 0 { ApiServer::start_tls() } else { ApiServer::start() };
+        furnish(&server, 20);
+        if seed % 4 == 1 {
+            server.refuse_streaming_lists();
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let mut rig = Rig::watch_with(&server.kubeconfig(directory.path(), None));
+        let mut dice = Dice::new(seed);
+        for round in 0..12 {
+            for _ in 0..dice.below(4) {
+                misfortune(&server, &mut dice);
+            }
+            stir(&server, round);
+            if dice.below(3) == 0 {
+                rig.story.push(format!("seed {seed}, round {round}"));
+                server.come_up();
+                rig.settle(&server);
+            }
+        }
+        server.come_up();
+        rig.story.push(format!("seed {seed}, at the end"));
+        rig.settle(&server);
+    }
+}
+
+fn misfortune(server: &ApiServer, dice: &mut Dice) {
+    let faults = [
+        Fault::Status(410, None),
+        Fault::Status(429, Some(0)),
+        Fault::Status(500, None),
+        Fault::ErrorEvent(410),
+        Fault::ErrorEvent(504),
+        Fault::DropConnection,
+        Fault::Delay(Duration::from_millis(30)),
+        Fault::Cut { after: dice.below(4), clean: true },
+        Fault::Cut { after: dice.below(4), clean: false },
+        Fault::Insert { after: dice.below(4), line: "nonsense".to_owned() },
+        Fault::Repeat,
+    ];
+    let resources = ["services", "endpointslices", "nodes", "servicecidrs"];
+    match dice.below(10) {
+        0 => server.compact(),
+        1 => server.drop_connections(),
+        2 => server.freeze_connections(),
+        3 => server.go_down(),
+        4 => server.come_up(),
+        _ => {
+            let on = On(resources[dice.below(4)], Ask::Any);
+            server.fail_next(on, [faults[dice.below(faults.len())].clone()]);
+        }
+    }
+}
+
+/// Reproducible numbers, from the generator that proptest brings.
+mod rand_from_proptest {
+    use super::{RngAlgorithm, TestRng};
+    use proptest::prelude::Rng;
+
+    pub(super) struct Dice(TestRng);
+
+    impl Dice {
+        pub(super) fn new(seed: u8) -> Dice {
+            Dice(TestRng::from_seed(RngAlgorithm::ChaCha, &[seed; 32]))
+        }
+
+        pub(super) fn below(&mut self, limit: usize) -> usize {
+            usize::try_from(self.0.next_u32()).unwrap() % limit
+        }
+    }
+}

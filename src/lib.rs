@@ -24,6 +24,7 @@
 //! * `kernel` chooses nothing: every name, key, value and order is already in the [`nft::Batch`].
 
 pub mod config;
+pub mod conntrack;
 pub mod forward;
 pub mod kernel;
 pub mod logging;
@@ -32,6 +33,7 @@ pub mod nft;
 pub mod objects;
 pub mod run;
 pub mod serve;
+pub mod sync;
 pub mod sysctl;
 pub mod version;
 pub mod watch;

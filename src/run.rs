@@ -20,7 +20,10 @@ use crate::serve::http::{LISTEN_RETRY, Pages, Server, health_router, metrics_rou
 use crate::serve::{Metrics, SharedHealth};
 use crate::{logging, sysctl, version};
 
+mod cleanup;
+mod dry_run;
 mod ending;
+mod start;
 
 pub use ending::{Ending, Stop};
 
@@ -91,9 +94,9 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
     match &config.action {
         Action::WriteConfig(path) => write_config(&config, path)?,
         Action::InitOnly => set_kernel(&config),
-        Action::Cleanup => anyhow::bail!("--cleanup is not implemented yet"),
-        Action::DryRun(_) => anyhow::bail!("--dry-run is not implemented yet"),
-        Action::Run => return proxy(config, wait_for_the_end),
+        Action::Cleanup => cleanup::cleanup()?,
+        Action::DryRun(kind) => dry_run::dry_run(&config, *kind)?,
+        Action::Run => return proxy(config, start::sync),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -123,6 +126,7 @@ pub struct Shell {
     pub config: Arc<Config>,
     pub metrics: Metrics,
     pub health: SharedHealth,
+    pub watch_stats: Arc<crate::watch::Stats>,
     /// Runs the servers and everything else that is async, on a thread of its own.
     pub runtime: Handle,
     /// Tells when to end, and is told when the loop cannot go on.
@@ -143,7 +147,8 @@ pub fn proxy(
     let health = SharedHealth::new(config.sync_period);
     let stop = Stop::default();
     let (runtime, thread) = start_runtime()?;
-    let shell = Shell { config: Arc::new(config), metrics, health, runtime, stop };
+    let watch_stats = Arc::default();
+    let shell = Shell { config: Arc::new(config), metrics, health, watch_stats, runtime, stop };
     let servers = shell.start_tasks()?;
     if let Err(error) = sync(&shell) {
         shell.stop.ask(Ending::Failed(format!("{error:#}")));
@@ -263,11 +268,4 @@ impl Shell {
             }
         })
     }
-}
-
-/// Stands where the sync loop starts.
-#[expect(clippy::unnecessary_wraps, reason = "the sync loop can fail")]
-fn wait_for_the_end(shell: &Shell) -> anyhow::Result<()> {
-    shell.runtime.block_on(shell.stop.wait());
-    Ok(())
 }

@@ -32,7 +32,7 @@ use std::sync::Arc;
 use crate::model::Resource;
 use crate::objects::Context;
 
-pub use channel::{ChangeReceiver, ChangeSender, Received, channel};
+pub use channel::{ChangeReceiver, ChangeSender, Received, SideSender, channel};
 pub use client::{ApiClient, ClientError, ConnectionPace, Server};
 pub use backoff::Backoff;
 pub use events::{Notice, NoticeKind, Outbox, Recorder, Regarding, recorder};

@@ -115,6 +115,11 @@ impl NodePortHealth {
         targets.into_iter().filter_map(|key| self.ensure_open(key)).collect()
     }
 
+    /// Whether a listener that is wanted could not be opened.
+    pub fn has_failures(&self) -> bool {
+        !self.failing.is_empty()
+    }
+
     /// Number of open listeners.
     pub fn len(&self) -> usize {
         self.listeners.len()

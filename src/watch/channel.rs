@@ -23,6 +23,11 @@ pub fn channel(capacity: usize) -> io::Result<(ChangeSender, ChangeReceiver)> {
 pub struct ChangeSender(mpsc::Sender<Change>);
 
 impl ChangeSender {
+    /// An end that does not keep the queue open.
+    pub fn side(&self) -> SideSender {
+        SideSender(self.0.downgrade())
+    }
+
     /// Waits for room. `Err` when nobody receives any more.
     pub(super) async fn send(&self, change: Change) -> Result<(), Closed> {
         self.0.send(change).await.map_err(|_| Closed)
@@ -31,6 +36,17 @@ impl ChangeSender {
     /// Waits until nobody receives any more.
     pub(super) async fn closed(&self) {
         self.0.closed().await;
+    }
+}
+
+/// An end for a thread that has something to say now and then, but is no watcher: it does not keep the queue open.
+#[derive(Clone, Debug)]
+pub struct SideSender(mpsc::WeakSender<Change>);
+
+impl SideSender {
+    /// Waits for room, blocking the thread. `false` when all watchers have ended or nobody receives any more.
+    pub fn send(&self, change: Change) -> bool {
+        self.0.upgrade().is_some_and(|sender| sender.blocking_send(change).is_ok())
     }
 }
 

@@ -1,0 +1,288 @@
+//! Starts everything around the sync loop, and the loop.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel as queue};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use tokio::sync::watch;
+use tracing::{debug, error, info, warn};
+
+use super::{Ending, Shell, Stop};
+use crate::config::{Config, Source};
+use crate::conntrack::Sweep;
+use crate::kernel::netlink::NetlinkKernel;
+use crate::kernel::{Addresses, Conntrack};
+use crate::model::{Change, Cluster, Family, Resource};
+use crate::objects::Context;
+use crate::serve::{Metrics, NodePortHealth, SharedHealth};
+use crate::sync::engine::Engine;
+use crate::sync::facts::Settings;
+use crate::sync::pace::Pace;
+use crate::sync::{HealthChecks, Ports, Sync};
+use crate::watch::{
+    self as watching, ApiClient, ChangeSender, ConnectionPace, Notice, NoticeKind, Outbox, Recorder, Regarding, Server,
+    SideSender, Stats, WatchPace, Watching,
+};
+
+/// Changes that wait at most between the watchers and the loop; a fuller queue stops the reading from the network.
+const QUEUE: usize = 1_024;
+
+/// Health check node ports that could not be opened are tried again this often.
+const LISTEN_AGAIN: Duration = Duration::from_secs(30);
+
+/// Pauses between attempts to delete stale flows.
+const FIRST_SWEEP_RETRY: Duration = Duration::from_millis(500);
+const LONGEST_SWEEP_RETRY: Duration = Duration::from_secs(30);
+
+/// Runs the loop on this thread until the end is asked for.
+pub(super) fn sync(shell: &Shell) -> anyhow::Result<()> {
+    let config = &shell.config;
+    let kernel = NetlinkKernel::new().context("cannot program nftables")?;
+    let addresses = Addresses::new().context("cannot read the host's addresses")?;
+    let source = open_source(config, shell)?;
+    let (sender, changes) = watching::channel(QUEUE).context("cannot start the queue of changes")?;
+    let (recorder, outbox) = watching::recorder(config.node_name.clone());
+    start_events(shell, &source, outbox, &recorder);
+    // The addresses come first: nothing is written before all lists are there, so the loop knows them by then.
+    let side = sender.side();
+    follow_addresses(addresses, side, shell.stop.clone())?;
+    let (sweeps, sweeper) = start_sweeper(shell.metrics.clone())?;
+    let health_checks = start_health_checks(shell, recorder.clone());
+    let watching = Watching {
+        context: context(config),
+        stats: shell.watch_stats.clone(),
+        sender,
+        recorder: recorder.clone(),
+    };
+    start_watchers(shell, source, watching);
+    let ports = Ports {
+        metrics: shell.metrics.clone(),
+        health: shell.health.clone(),
+        recorder,
+        sweeps,
+        health_checks,
+    };
+    let pace = Pace::new(config.min_sync_period, config.sync_period);
+    let engine = Engine::new(settings(config), Cluster::new(&RESOURCES));
+    Sync::new(engine, kernel, pace, changes, ports, config.sync_period).run();
+    if sweeper.join().is_err() {
+        error!("the thread that deletes stale conntrack entries panicked");
+    }
+    Ok(())
+}
+
+/// What has to be listed before anything is written.
+pub(super) const RESOURCES: [Resource; 4] =
+    [Resource::Service, Resource::EndpointSlice, Resource::Node, Resource::ServiceCidr];
+
+/// What the conversion of objects depends on.
+pub(super) fn context(config: &Config) -> Context {
+    Context {
+        node_name: config.node_name.clone(),
+        external_ips_allowed: config.feature_gates.enabled("AllowServiceExternalIPs"),
+    }
+}
+
+/// What the kernel's tables depend on.
+pub(super) fn settings(config: &Config) -> Settings {
+    Settings {
+        masquerade_mark: config.masquerade_mark,
+        masquerade_all: config.masquerade_all,
+        families: families(),
+        detect_local: config.detect_local.clone(),
+        node_ports: config.node_ports.clone(),
+        node_ip: Some(config.bind_address).filter(|it| !it.is_unspecified()),
+    }
+}
+
+/// IPv6 may be compiled out or switched off (reference 5.1).
+fn families() -> Vec<Family> {
+    let disabled = std::fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6");
+    let v6 = Path::new("/proc/net/if_inet6").exists() && disabled.is_ok_and(|it| it.trim() != "1");
+    if v6 { Family::ALL.to_vec() } else { vec![Family::V4] }
+}
+
+/// Where objects come from, opened.
+pub(super) enum OpenSource {
+    ApiServer(Arc<ApiClient>),
+    Manifests(std::path::PathBuf),
+}
+
+fn open_source(config: &Config, shell: &Shell) -> anyhow::Result<OpenSource> {
+    open(config, &shell.runtime)
+}
+
+/// Opens the source on a runtime; nothing is asked of the API server yet.
+pub(super) fn open(config: &Config, runtime: &tokio::runtime::Handle) -> anyhow::Result<OpenSource> {
+    match &config.source {
+        Source::Manifests(path) => {
+            std::fs::read_dir(path)
+                .with_context(|| format!("--manifests {}: not a directory that can be read", path.display()))?;
+            Ok(OpenSource::Manifests(path.clone()))
+        }
+        Source::ApiServer(client) => {
+            let server = Server::from_flags(client.kubeconfig.clone(), client.master.clone());
+            let client = runtime.block_on(ApiClient::new(server, ConnectionPace::default()))?;
+            info!(address = &*client.address(), "objects come from the API server");
+            Ok(OpenSource::ApiServer(Arc::new(client)))
+        }
+    }
+}
+
+fn start_events(shell: &Shell, source: &OpenSource, outbox: Outbox, recorder: &Recorder) {
+    match source {
+        OpenSource::ApiServer(client) => {
+            let client = client.clone();
+            shell.runtime.spawn(outbox.post(client));
+        }
+        OpenSource::Manifests(_) => {
+            shell.runtime.spawn(outbox.log());
+        }
+    }
+    recorder.record(Notice {
+        kind: NoticeKind::Normal,
+        reason: "Starting",
+        action: "StartKubeProxy",
+        note: String::new(),
+        regarding: Regarding::Node,
+    });
+}
+
+fn start_watchers(shell: &Shell, source: OpenSource, watching: Watching) {
+    let stop = shell.stop.clone();
+    shell.runtime.spawn(async move {
+        let asked = stop.clone();
+        let watched = watch_source(source, watching);
+        tokio::select! {
+            _ = asked.wait() => (),
+            ended = watched => if let Err(failure) = ended {
+                stop.ask(Ending::Failed(failure.to_string()));
+            },
+        }
+    });
+}
+
+/// Follows the source until nobody receives any more.
+pub(super) async fn watch_source(source: OpenSource, watching: Watching) -> Result<(), watching::ManifestsError> {
+    match source {
+        OpenSource::ApiServer(client) => {
+            watching::watch_api_server(client, WatchPace::default(), watching).await;
+            Ok(())
+        }
+        OpenSource::Manifests(path) => watching::watch_manifests(&path, watching).await,
+    }
+}
+
+/// Tells the loop the host's addresses, now and whenever they change.
+fn follow_addresses(mut addresses: Addresses, side: SideSender, stop: Stop) -> anyhow::Result<()> {
+    let follow = move || {
+        let mut told = side.send(Change::HostAddresses(addresses.current().clone()));
+        while told {
+            match addresses.changed() {
+                Ok(now) => told = side.send(Change::HostAddresses(now.clone())),
+                Err(failure) => {
+                    stop.ask(Ending::Failed(format!("cannot follow the host's addresses: {failure}")));
+                    return;
+                }
+            }
+        }
+    };
+    // Nobody joins this thread: it waits for the kernel, and ends with the process.
+    let thread = std::thread::Builder::new().name("addresses".to_owned()).spawn(follow);
+    thread.map(drop).context("cannot start the thread that follows the host's addresses")
+}
+
+/// The thread that looks for stale UDP flows, off the loop's path; it ends when the loop does.
+fn start_sweeper(metrics: Metrics) -> anyhow::Result<(Sender<Sweep>, JoinHandle<()>)> {
+    let (sender, sweeps) = queue();
+    let mut conntrack = Conntrack::new().context("cannot look at connection tracking")?;
+    let work = move || sweep_all(&sweeps, &mut conntrack, &metrics);
+    let thread = std::thread::Builder::new().name("conntrack".to_owned()).spawn(work);
+    Ok((sender, thread.context("cannot start the thread that deletes stale conntrack entries")?))
+}
+
+/// Takes sweeps until nobody sends any more. What fails is tried again, together with what came meanwhile.
+fn sweep_all(sweeps: &Receiver<Sweep>, conntrack: &mut Conntrack, metrics: &Metrics) {
+    while let Ok(mut todo) = sweeps.recv() {
+        let mut wait = FIRST_SWEEP_RETRY;
+        loop {
+            sweeps.try_iter().for_each(|later| todo.merge(later));
+            if sweep(&todo, conntrack, metrics) {
+                break;
+            }
+            match sweeps.recv_timeout(wait) {
+                Ok(later) => todo.merge(later),
+                Err(RecvTimeoutError::Timeout) => (),
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            wait = (wait * 2).min(LONGEST_SWEEP_RETRY);
+        }
+    }
+}
+
+/// Looks through the flows of all families concerned. `false`: not everything could be done.
+fn sweep(todo: &Sweep, conntrack: &mut Conntrack, metrics: &Metrics) -> bool {
+    let mut complete = true;
+    for family in todo.families() {
+        let began = now();
+        match conntrack.sweep(family, |flow| todo.is_stale(flow)) {
+            Ok(swept) => {
+                metrics.conntrack_reconciled(family, swept.deleted, began.elapsed());
+                if swept.deleted > 0 {
+                    info!(?family, seen = swept.seen, deleted = swept.deleted, "deleted stale UDP conntrack entries");
+                }
+            }
+            Err(failure) => {
+                warn!(?family, %failure, "stale UDP conntrack entries could not be deleted; trying again");
+                complete = false;
+            }
+        }
+    }
+    complete
+}
+
+/// Opens and closes health check node ports as the loop says.
+fn start_health_checks(shell: &Shell, recorder: Recorder) -> watch::Sender<HealthChecks> {
+    let (sender, wanted) = watch::channel(HealthChecks::default());
+    shell.runtime.spawn(keep_health_checks(shell.health.clone(), wanted, recorder));
+    sender
+}
+
+async fn keep_health_checks(health: SharedHealth, mut wanted: watch::Receiver<HealthChecks>, recorder: Recorder) {
+    let mut servers = NodePortHealth::new(health);
+    let mut failing = false;
+    loop {
+        let again = async {
+            if failing { tokio::time::sleep(LISTEN_AGAIN).await } else { std::future::pending().await }
+        };
+        tokio::select! {
+            changed = wanted.changed() => if changed.is_err() { return },
+            () = again => debug!("trying to open health check node ports again"),
+        }
+        let now = wanted.borrow_and_update().clone();
+        let failures = servers.reconcile(&now.wanted, &now.v4, &now.v6).await;
+        for failure in failures {
+            warn!(%failure, "a health check node port cannot be opened");
+            recorder.record(Notice {
+                kind: NoticeKind::Warning,
+                reason: "FailedToStartServiceHealthcheck",
+                action: "Listen",
+                note: failure.to_string(),
+                regarding: Regarding::Object {
+                    resource: Resource::Service,
+                    name: failure.service.clone(),
+                    uid: "".into(),
+                },
+            });
+        }
+        failing = servers.has_failures();
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "how long a sweep takes is a metric")]
+fn now() -> Instant {
+    Instant::now()
+}

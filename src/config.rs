@@ -20,7 +20,8 @@ pub use duration::GoDuration;
 pub use feature_gates::FeatureGates;
 pub use file::KubeProxyConfiguration;
 pub use settings::{
-    Action, Client, Config, Conntrack, DetectLocal, Logging, NodePortSelector, Notice, Source,
+    Action, Client, Config, Conntrack, DetectLocal, LoadedFile, Logging, NodePortSelector, Notice,
+    Source,
 };
 
 /// Why there is no configuration to work with.

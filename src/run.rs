@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tracing::{debug, error, info, warn};
 
-use crate::config::{self, Action, Args, Config, VersionFormat};
+use crate::config::{self, Action, Args, Config, LoadedFile, VersionFormat};
 use crate::serve::http::{LISTEN_RETRY, Pages, Server, health_router, metrics_router};
 use crate::serve::{Metrics, SharedHealth};
 use crate::{logging, sysctl, version};
@@ -224,10 +224,8 @@ impl Shell {
                 stop.ask(Ending::Failed(format!("cannot wait for signals: {error}")));
             }
         });
-        if let Some(path) = self.config.file.clone() {
-            let known = std::fs::read(&path).with_context(|| {
-                format!("cannot read the configuration file {}", path.display())
-            })?;
+        if let Some(LoadedFile { path, text }) = self.config.file.clone() {
+            let known = text.as_bytes().to_vec();
             self.runtime.spawn(ending::on_config_change(
                 self.stop.clone(),
                 path,

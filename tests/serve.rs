@@ -166,7 +166,7 @@ fn a_taken_port_is_tried_again_or_an_error() {
         world.runtime().spawn(Server { retry, ..server }.run(router(), std::future::pending()));
     drop(taken);
     // A refused connection is the only thing to wait for; the deadline only ends a broken test.
-    let deadline = std::time::Duration::from_secs(10);
+    let deadline = Duration::from_secs(10);
     let connected = world.runtime().block_on(async {
         tokio::time::timeout(deadline, async {
             while tokio::net::TcpStream::connect(address).await.is_err() {

@@ -47,9 +47,16 @@ pub struct Config {
     /// The object that is in force, for `/configz` and `--write-config-to`.
     pub object: KubeProxyConfiguration,
     /// The file it was read from; a change of it ends the process so that it starts anew.
-    pub file: Option<PathBuf>,
+    pub file: Option<LoadedFile>,
     /// The flags that were typed, for `/flagz` and the log.
     pub flags: BTreeMap<String, String>,
+}
+
+/// The configuration file as it was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoadedFile {
+    pub path: PathBuf,
+    pub text: Arc<str>,
 }
 
 /// What the process is for.
@@ -183,7 +190,10 @@ pub fn resolve(args: &Args, text: Option<&str>, hostname: &str) -> Result<Config
     set_platform_defaults(&mut object);
     let mut problems = Problems::default();
     problems.flags(args);
-    let config = build(args, object, hostname, notices, &mut problems);
+    let mut config = build(args, object, hostname, notices, &mut problems);
+    if let (Some(path), Some(text)) = (&args.config, text) {
+        config.file = Some(LoadedFile { path: path.clone(), text: text.into() });
+    }
     problems.finish(config)
 }
 
@@ -232,7 +242,7 @@ fn build(
         feature_gates,
         notices: problems.without_effect(args, &object),
         object: object.shown(),
-        file: args.config.clone(),
+        file: None,
         flags: args.given.clone(),
     }
 }

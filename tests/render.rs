@@ -137,7 +137,7 @@ fn service(
         let affinity = affinity.filter(|_| family == Family::V4);
         port(family, number, policy, affinity, without, endpoints)
     };
-    ServiceForwarding { ports: Family::ALL.map(port).to_vec() }
+    ServiceForwarding { ports: Family::ALL.map(port).to_vec(), health_check: None }
 }
 
 fn port(

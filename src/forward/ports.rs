@@ -92,6 +92,8 @@ pub(super) fn forward(
             }
         }
     }
+    // It is kept for as long as the Service lives, and most have one port.
+    ports.shrink_to_fit();
     conflicts.sort_unstable();
     conflicts.dedup();
     let [v4, v6] = &families;

@@ -79,15 +79,16 @@ impl fmt::Display for Reach {
 impl Wanted {
     /// Whether exactly this became of the connections: nothing else, and nothing missing.
     pub(crate) fn is_met_by(&self, seen: &BTreeSet<Reach>) -> bool {
-        let all = |expected: &Reach| !seen.is_empty() && seen.iter().all(|it| it == expected);
+        !seen.is_empty() && seen.iter().all(|it| self.allows(it)) && self.has_all(seen)
+    }
+
+    /// Whether this may become of one connection.
+    pub(crate) fn allows(&self, seen: &Reach) -> bool {
         match self {
-            Wanted::Reject => all(&Reach::Rejected),
-            Wanted::Drop => all(&Reach::Dropped),
-            Wanted::NotHandled => all(&Reach::NotHandled),
-            Wanted::Backends(backends, _) => {
-                seen.iter().all(|it| backends.iter().any(|backend| self.covers(*backend, it)))
-                    && self.has_all(seen)
-            }
+            Wanted::Reject => *seen == Reach::Rejected,
+            Wanted::Drop => *seen == Reach::Dropped,
+            Wanted::NotHandled => *seen == Reach::NotHandled,
+            Wanted::Backends(backends, _) => backends.iter().any(|it| self.covers(*it, seen)),
         }
     }
 

@@ -5,10 +5,11 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::thread;
 
 use kube_ferry::model::Family;
+use kube_ferry::nft::schema::TABLE;
 
 use super::datapath::{Attempt, Datapath, Reach, Wanted};
 use super::objects::Objects;
-use super::story::{Ending, Expected, Flow, Line, Pod, Step, Story, When};
+use super::story::{Ending, Expected, Flow, Line, Pod, Step, Story, Translation, When};
 use crate::support::client::{ANSWER, Open, Outcome, SILENCE, ask};
 use crate::support::patience::{LONG, poll};
 use crate::support::proxy::get;
@@ -68,14 +69,22 @@ struct Run<'d, D> {
     applied: bool,
     /// Pods that `sticky` steps found, by name and family.
     found: BTreeMap<(String, Family), &'static str>,
-    open: BTreeMap<(String, Family), (Actor, Open)>,
+    open: BTreeMap<(String, Family), OpenConnection>,
     last_flows: Vec<Line<Flow>>,
+}
+
+struct OpenConnection {
+    connection: Open,
+    /// What became of its last request.
+    last: Reach,
 }
 
 impl<D: Datapath> Run<'_, D> {
     fn step(&mut self, step: &Step) -> Result<(), String> {
         if changes_objects(step) {
             self.applied = false;
+            // They were about other objects.
+            self.last_flows.clear();
             return self.change_objects(step);
         }
         self.put_in_force()?;
@@ -83,9 +92,12 @@ impl<D: Datapath> Run<'_, D> {
             Step::Sticky(name, flow) => self.sticky(name, flow),
             Step::Balanced(flow) => self.balanced(flow),
             Step::Open(name, flow) => self.open(name, flow),
-            Step::Again { name, expected, when } => self.again(name, expected, *when),
+            Step::Again { name, expected, when } => self.again(name, expected.as_ref(), *when),
             Step::Http { families, .. } => {
                 families.iter().try_for_each(|family| self.http(step, *family))
+            }
+            Step::Remembered { source, yes, families } => {
+                families.iter().try_for_each(|family| self.remembered(*source, *yes, *family))
             }
             Step::Restart(ending) => self.restart(*ending),
             Step::Pause(time) => {
@@ -158,12 +170,17 @@ impl<D: Datapath> Run<'_, D> {
             source: flow.source,
             to: SocketAddr::new(address(flow.address, family), flow.port),
             protocol: flow.protocol,
-            wanted: self.wanted(flow, family)?,
+            wanted: self.resolve(&flow.expected, flow.translation, family)?,
         })
     }
 
-    fn wanted(&self, flow: &Flow, family: Family) -> Result<Wanted, String> {
-        Ok(match &flow.expected {
+    fn resolve(
+        &self,
+        expected: &Expected,
+        translation: Option<Translation>,
+        family: Family,
+    ) -> Result<Wanted, String> {
+        Ok(match expected {
             Expected::Reject => Wanted::Reject,
             Expected::Drop => Wanted::Drop,
             Expected::NotHandled => Wanted::NotHandled,
@@ -177,7 +194,7 @@ impl<D: Datapath> Run<'_, D> {
                         backends.insert((pod, backend.port));
                     }
                 }
-                Wanted::Backends(backends, flow.translation)
+                Wanted::Backends(backends, translation)
             }
         })
     }
@@ -247,51 +264,45 @@ impl<D: Datapath> Run<'_, D> {
                 .home(attempt.source)
                 .run(|| Open::connect(source, attempt.to, attempt.protocol, ANSWER));
             let mut connection = connection.map_err(|error| format!("{family:?}: {error}"))?;
-            let outcome = connection.ask(ANSWER);
-            let seen = BTreeSet::from([classify(&outcome)]);
-            if !attempt.wanted.is_met_by(&seen) {
+            let patience = if attempt.wanted == Wanted::Drop { SILENCE } else { ANSWER };
+            let outcome = connection.ask(patience);
+            let last = classify(&outcome);
+            if !attempt.wanted.allows(&last) {
                 return Err(format!("{family:?}: {outcome}"));
             }
-            self.open.insert((name.to_owned(), *family), (attempt.source, connection));
+            self.open.insert((name.to_owned(), *family), OpenConnection { connection, last });
         }
         Ok(())
     }
 
-    fn again(&mut self, name: &str, expected: &Expected, when: When) -> Result<(), String> {
+    /// Nothing expected means: the same as last time.
+    fn again(&mut self, name: &str, expected: Option<&Expected>, when: When) -> Result<(), String> {
         if self.datapath.world().is_none() {
             return Ok(());
         }
-        let families: Vec<Family> =
-            self.open.keys().filter(|(of, _)| of == name).map(|(_, family)| *family).collect();
-        if families.is_empty() {
+        let keys: Vec<(String, Family)> = self.open.keys().filter(|(of, _)| of == name).cloned().collect();
+        if keys.is_empty() {
             return Err(format!("no connection is called {name}"));
         }
-        for family in families {
-            let wanted = match expected {
-                Expected::Reject => Wanted::Reject,
-                Expected::Drop => Wanted::Drop,
-                Expected::NotHandled => Wanted::NotHandled,
-                Expected::Backends { pods, .. } => {
-                    let pods = pods.iter().map(|it| Ok((self.pod(&it.pod, family)?, it.port)));
-                    Wanted::Backends(pods.collect::<Result<_, String>>()?, None)
-                }
-            };
-            let Some((_, connection)) = self.open.get_mut(&(name.to_owned(), family)) else { continue };
-            // One connection has one answer: one of the wanted pods is enough.
+        for key in keys {
+            let family = key.1;
+            let wanted = expected.map(|it| self.resolve(it, None, family)).transpose()?;
+            let Some(open) = self.open.get_mut(&key) else { continue };
             let mut once = |patience| {
-                let outcome = connection.ask(patience);
+                let outcome = open.connection.ask(patience);
                 let seen = classify(&outcome);
-                let met = match (&wanted, &seen) {
-                    (Wanted::Backends(pods, _), Reach::Backend { pod, port, .. }) => {
-                        pods.iter().any(|(name, number)| name == pod && number.is_none_or(|it| it == *port))
-                    }
-                    _ => wanted.is_met_by(&BTreeSet::from([seen])),
+                let met = match &wanted {
+                    Some(wanted) => wanted.allows(&seen),
+                    None => seen == open.last,
                 };
-                if met { Ok(()) } else { Err(format!("{family:?}: {outcome}")) }
+                if !met {
+                    return Err(format!("{family:?}: {outcome}"));
+                }
+                open.last = seen;
+                Ok(())
             };
-            let patience = if wanted == Wanted::Drop { SILENCE } else { ANSWER };
             match when {
-                When::AtOnce => once(patience)?,
+                When::AtOnce => once(if wanted == Some(Wanted::Drop) { SILENCE } else { ANSWER })?,
                 When::Eventually => poll(LONG, || once(SILENCE))?,
             }
         }
@@ -312,6 +323,18 @@ impl<D: Datapath> Run<'_, D> {
                 Err(format!("{family:?}: {page:?}"))
             }
         })
+    }
+
+    fn remembered(&self, source: Actor, yes: bool, family: Family) -> Result<(), String> {
+        let Some(world) = self.datapath.world() else { return Ok(()) };
+        let (table, at) = match family {
+            Family::V4 => ("ip", 0),
+            Family::V6 => ("ip6", 1),
+        };
+        let listing = world.node().command("nft", &["list", "map", table, TABLE, "affinity"], "");
+        let address = source.addresses()[at].to_string();
+        let found = listing.split([' ', '\t', '\n']).any(|word| word == address);
+        if found == yes { Ok(()) } else { Err(format!("{family:?}: {address} in:\n{listing}")) }
     }
 
     /// What was reachable stays so while the proxy is away, and its return writes nothing.
@@ -411,7 +434,6 @@ impl Datapath for Rehearsal {
 }
 
 fn as_wanted(wanted: &Wanted) -> BTreeSet<Reach> {
-    use super::story::Translation;
     match wanted {
         Wanted::Reject => BTreeSet::from([Reach::Rejected]),
         Wanted::Drop => BTreeSet::from([Reach::Dropped]),

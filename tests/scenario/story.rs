@@ -26,9 +26,10 @@
 //!   them, and no others; with a port if that matters), `reject`, `drop` or `not handled`.
 //! * `sticky NAME: SOURCE -> … = PODS`: all connections reach the same one of the pods, from now on called `$NAME`.
 //! * `balanced SOURCE -> … = PODS`: the pods have equal shares.
-//! * `open NAME: SOURCE -> … = POD`: a connection that stays open; `again NAME = POD`, `reject` or `drop` asks once
-//!   more on it.
+//! * `open NAME: SOURCE -> … = PODS`: a connection that stays open, to one of the pods; `again NAME = PODS`, `reject`
+//!   and so on, or `same`, asks once more on it.
 //! * `http SOURCE -> ADDRESS:PORT/PATH = STATUS [TEXT]`: the status, and a text that the body contains.
+//! * `remembered SOURCE = yes` or `no`: whether the kernel holds the client's address for session affinity.
 //! * `restart`, `restart killed`: the proxy ends and starts again and must write nothing.
 //! * `pause N seconds`, where the passing of time is the subject.
 //!
@@ -76,7 +77,8 @@ pub(crate) enum Step {
     Open(String, Flow),
     Again {
         name: String,
-        expected: Expected,
+        /// `None`: what became of the last request.
+        expected: Option<Expected>,
         when: When,
     },
     Http {
@@ -86,6 +88,12 @@ pub(crate) enum Step {
         path: String,
         status: u16,
         text: Option<String>,
+        families: Vec<Family>,
+    },
+    /// Whether the kernel remembers a client for session affinity.
+    Remembered {
+        source: Actor,
+        yes: bool,
         families: Vec<Family>,
     },
     Restart(Ending),
@@ -241,6 +249,7 @@ fn parse_step(line: &str, body: &[&str]) -> Result<Step, String> {
         "open" => named(rest).and_then(|(name, rest)| Ok(Step::Open(name, flow(rest)?))),
         "again" => again(rest),
         "http" => http(rest),
+        "remembered" => remembered(rest),
         "restart" => match rest {
             "" => Ok(Step::Restart(Ending::Asked)),
             "killed" => Ok(Step::Restart(Ending::Killed)),
@@ -421,7 +430,8 @@ fn again(text: &str) -> Result<Step, String> {
         ["eventually"] => When::Eventually,
         _ => return Err(format!("`{}` says nothing here", endings.join(", "))),
     };
-    Ok(Step::Again { name: name.to_owned(), expected: expectation(expected)?, when })
+    let expected = if expected == "same" { None } else { Some(expectation(expected)?) };
+    Ok(Step::Again { name: name.to_owned(), expected, when })
 }
 
 fn http(text: &str) -> Result<Step, String> {
@@ -440,6 +450,16 @@ fn http(text: &str) -> Result<Step, String> {
         text: text.map(str::to_owned),
         families: only_families(&endings)?,
     })
+}
+
+fn remembered(text: &str) -> Result<Step, String> {
+    let (main, endings) = endings(text);
+    let (source, yes) = match main.split_once(" = ") {
+        Some((source, "yes")) => (source, true),
+        Some((source, "no")) => (source, false),
+        _ => return Err("remembered SOURCE = yes or no".to_owned()),
+    };
+    Ok(Step::Remembered { source: actor(source)?, yes, families: only_families(&endings)? })
 }
 
 fn pause(text: &str) -> Result<Step, String> {

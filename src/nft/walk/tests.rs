@@ -338,7 +338,7 @@ fn web(policy: TrafficPolicy, affinity: Option<u32>) -> ServiceForwarding {
         hairpin: Vec::new(),
         affinity,
     };
-    ServiceForwarding { ports: vec![port] }
+    ServiceForwarding { ports: vec![port], health_check: None }
 }
 
 fn backend(address: u32) -> Backend {

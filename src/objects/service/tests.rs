@@ -1,6 +1,9 @@
+use std::net::IpAddr;
+
 use serde_json::{Value, json};
 
 use super::*;
+use crate::model::SourceRanges;
 
 /// TestServiceToServiceMap, TestBuildServiceMapServiceHeadless, ...TypeExternalName.
 #[test]

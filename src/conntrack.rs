@@ -42,7 +42,9 @@ impl UdpFrontends {
         UdpFrontends(
             udp.flat_map(|port| {
                 let serving: Arc<[Backend]> = port.serving.as_slice().into();
-                port.frontends.iter().map(move |frontend| ((port.family, frontend.at), serving.clone()))
+                port.frontends
+                    .iter()
+                    .map(move |frontend| ((port.family, frontend.at), serving.clone()))
             })
             .collect(),
         )
@@ -120,7 +122,13 @@ mod tests {
 
     #[test]
     fn a_flow_to_an_endpoint_that_is_gone_is_stale() {
-        check("10.96.0.10:53=10.1.0.1:53", "10.96.0.10:53=10.1.0.2:53", "10.96.0.10:53", "10.1.0.1:53", true);
+        check(
+            "10.96.0.10:53=10.1.0.1:53",
+            "10.96.0.10:53=10.1.0.2:53",
+            "10.96.0.10:53",
+            "10.1.0.1:53",
+            true,
+        );
     }
 
     #[test]
@@ -131,7 +139,13 @@ mod tests {
 
     #[test]
     fn a_flow_to_the_right_address_and_an_old_port_is_stale() {
-        check("10.96.0.10:53=10.1.0.1:53", "10.96.0.10:53=10.1.0.1:5353", "10.96.0.10:53", "10.1.0.1:53", true);
+        check(
+            "10.96.0.10:53=10.1.0.1:53",
+            "10.96.0.10:53=10.1.0.1:5353",
+            "10.96.0.10:53",
+            "10.1.0.1:53",
+            true,
+        );
     }
 
     #[test]
@@ -155,7 +169,13 @@ mod tests {
     #[test]
     fn a_node_port_is_ours_on_the_nodes_addresses_only() {
         check(":30053=10.1.0.1:53", ":30053=10.1.0.2:53", "192.0.2.1:30053", "10.1.0.1:53", true);
-        check(":30053=10.1.0.1:53", ":30053=10.1.0.2:53", "203.0.113.5:30053", "203.0.113.5:30053", false);
+        check(
+            ":30053=10.1.0.1:53",
+            ":30053=10.1.0.2:53",
+            "203.0.113.5:30053",
+            "203.0.113.5:30053",
+            false,
+        );
     }
 
     #[test]

@@ -2,7 +2,9 @@
 //!
 //! In come [`Batch`]es, out come acknowledgements and what the kernel holds. It chooses nothing.
 
+pub mod address;
 mod channel;
+pub mod conntrack;
 pub mod memory;
 pub mod netlink;
 
@@ -12,6 +14,8 @@ use crate::model::Family;
 use crate::nft::schema::{Batch, ObservedTable, Owner};
 use crate::nft::skeleton::Program;
 
+pub use address::Addresses;
+pub use conntrack::{Conntrack, Swept};
 pub use netlink::NetlinkKernel;
 
 /// What the sync loop asks of a kernel. Two real implementations: netlink, and memory for tests.

@@ -50,9 +50,24 @@ enum Pass {
 
 impl<K: Kernel> Sync<K> {
     /// `sync_period` bounds the back-off after failures and spaces retries of refused Services.
-    pub fn new(engine: Engine, kernel: K, pace: Pace, changes: ChangeReceiver, ports: Ports, sync_period: Duration) -> Self {
+    pub fn new(
+        engine: Engine,
+        kernel: K,
+        pace: Pace,
+        changes: ChangeReceiver,
+        ports: Ports,
+        sync_period: Duration,
+    ) -> Self {
         let reporter = Reporter::new(ports);
-        Sync { engine, kernel, pace, changes, reporter, retry_refused: sync_period, refused_since: None }
+        Sync {
+            engine,
+            kernel,
+            pace,
+            changes,
+            reporter,
+            retry_refused: sync_period,
+            refused_since: None,
+        }
     }
 
     /// Runs until all watchers have ended. The rules stay in the kernel.
@@ -80,7 +95,8 @@ impl<K: Kernel> Sync<K> {
     /// How long to wait for changes before doing something anyway; `None`: nothing else is to be done.
     fn wait(&self) -> Option<Duration> {
         let pass = self.engine.has_work().then(|| self.pace.wait(now()));
-        let retry = self.refused_since.map(|since| self.retry_refused.saturating_sub(since.elapsed()));
+        let retry =
+            self.refused_since.map(|since| self.retry_refused.saturating_sub(since.elapsed()));
         pass.into_iter().chain(retry).min()
     }
 
@@ -173,14 +189,17 @@ impl<K: Kernel> Sync<K> {
                 Pass::Again
             }
             Refusal::Bisecting => {
-                debug!("the kernel refuses a batch without saying why; looking for the Service with smaller ones");
+                debug!(
+                    "the kernel refuses a batch without saying why; looking for the Service with smaller ones"
+                );
                 Pass::Again
             }
             Refusal::Program(rejections) => {
                 let first = rejections.first().map(ToString::to_string).unwrap_or_default();
                 error!(
                     refused = rejections.len(),
-                    first, "the kernel refuses the program itself; does it lack an nf_tables feature?"
+                    first,
+                    "the kernel refuses the program itself; does it lack an nf_tables feature?"
                 );
                 Pass::Failed
             }
@@ -189,8 +208,13 @@ impl<K: Kernel> Sync<K> {
 
     fn give_up(&mut self, failure: &KernelError) -> Pass {
         match failure {
-            KernelError::Unknown(_) | KernelError::Interrupted(_) => info!(%failure, "the tables will be read again"),
-            KernelError::Rejected(_) | KernelError::Socket { .. } | KernelError::Protocol { .. } => {
+            KernelError::Unknown(_) | KernelError::Interrupted(_) => {
+                info!(%failure, "the tables will be read again")
+            }
+            KernelError::Rejected(_)
+            | KernelError::Unsupported(_)
+            | KernelError::Socket { .. }
+            | KernelError::Protocol { .. } => {
                 warn!(%failure, "the kernel's tables could not be brought up to date");
             }
         }
@@ -211,11 +235,16 @@ fn outcome_of(result: &Result<(), KernelError>) -> BatchResult {
         Ok(()) => BatchResult::Committed,
         Err(KernelError::Rejected(_)) => BatchResult::Rejected,
         Err(KernelError::Unknown(_) | KernelError::Interrupted(_)) => BatchResult::Uncertain,
-        Err(KernelError::Socket { .. } | KernelError::Protocol { .. }) => BatchResult::Failed,
+        Err(
+            KernelError::Unsupported(_) | KernelError::Socket { .. } | KernelError::Protocol { .. },
+        ) => BatchResult::Failed,
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "the loop is the shell that tells the pure pace the time")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the loop is the shell that tells the pure pace the time"
+)]
 fn now() -> Instant {
     Instant::now()
 }

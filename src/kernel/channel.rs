@@ -4,10 +4,12 @@
 //! So nothing here ever waits: when the receive queue is empty, there is no more answer to come.
 
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use netlink_sys::{Socket, SocketAddr};
 use rustix::net::sockopt;
 
+use super::KernelError;
 use crate::nft::codec::wire::{
     Message, Messages, NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, find, ne32,
 };
@@ -18,6 +20,7 @@ const DATAGRAM: usize = 1 << 16;
 /// Room for errors, one for each refused message; there may be thousands.
 const RECEIVE_BUFFER: usize = 4 << 20;
 
+const MSG_PEEK: i32 = 0x2;
 const MSG_DONTWAIT: i32 = 0x40;
 const MSG_TRUNC: i32 = 0x20;
 
@@ -46,6 +49,19 @@ pub(super) enum Failure {
     Lost(String),
     /// The socket failed.
     Socket(io::Error),
+}
+
+impl Failure {
+    /// The error of a question that changes nothing.
+    pub(super) fn into_error(self, doing: &'static str) -> KernelError {
+        match self {
+            Failure::Refused(source) | Failure::Socket(source) => {
+                KernelError::Socket { doing, source }
+            }
+            Failure::Interrupted => KernelError::Interrupted(doing.to_owned()),
+            Failure::Lost(why) => KernelError::Protocol { doing, why },
+        }
+    }
 }
 
 /// An `NLMSG_ERROR`, which may be an acknowledgement.
@@ -142,14 +158,31 @@ impl Channel {
         Ok(Some(&self.buffer))
     }
 
-    /// Throws away what is left of answers to earlier questions.
-    pub(super) fn drain(&mut self) -> Result<(), Failure> {
+    /// Throws away what has come, be it left of answers to earlier questions. Returns whether anything had, or was
+    /// lost.
+    pub(super) fn drain(&mut self) -> Result<bool, Failure> {
+        let mut any = false;
         loop {
             match self.receive() {
-                Ok(None) => return Ok(()),
-                Ok(Some(_)) | Err(Failure::Lost(_)) => (),
+                Ok(None) => return Ok(any),
+                Ok(Some(_)) | Err(Failure::Lost(_)) => any = true,
                 Err(failure) => return Err(failure),
             }
+        }
+    }
+
+    /// Wants to hear the notifications of a multicast group.
+    pub(super) fn subscribe(&mut self, group: u32) -> io::Result<()> {
+        self.socket.add_membership(group)
+    }
+
+    /// Waits until there is something to receive, and leaves it there. A lost notification ends the wait as well.
+    pub(super) fn wait(&mut self) -> Result<(), Failure> {
+        self.buffer.clear();
+        match self.socket.recv(&mut self.buffer, MSG_PEEK) {
+            Ok(_) => Ok(()),
+            Err(error) if matches!(error.raw_os_error(), Some(ENOBUFS | EINTR)) => Ok(()),
+            Err(error) => Err(Failure::Socket(error)),
         }
     }
 
@@ -191,6 +224,12 @@ impl Channel {
                 }
             }
         }
+    }
+}
+
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
 

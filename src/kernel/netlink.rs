@@ -66,7 +66,7 @@ impl NetlinkKernel {
         request: impl FnOnce(u32) -> Vec<u8>,
         take: impl FnMut(u16, &[u8]),
     ) -> Result<(), KernelError> {
-        self.channel.ask(request, take).map_err(|failure| question_failed(doing, failure))
+        self.channel.ask(request, take).map_err(|failure| failure.into_error(doing))
     }
 
     fn transact(
@@ -79,7 +79,7 @@ impl NetlinkKernel {
         if batch.is_empty() {
             return Ok(());
         }
-        self.channel.drain().map_err(|failure| question_failed(DOING, failure))?;
+        self.channel.drain().map_err(|failure| failure.into_error(DOING))?;
         let encoded = encode(batch, self.channel.next_seq(), generation, ending);
         self.channel.set_next_seq(encoded.next_seq());
         self.channel.send(&encoded.bytes).map_err(|source| match source.raw_os_error() {
@@ -89,7 +89,7 @@ impl NetlinkKernel {
         let answers = self.channel.errors().map_err(|failure| match failure {
             Failure::Lost(why) => KernelError::Unknown(why),
             other @ (Failure::Refused(_) | Failure::Interrupted | Failure::Socket(_)) => {
-                question_failed(DOING, other)
+                other.into_error(DOING)
             }
         })?;
         judge(batch, &encoded, &answers)
@@ -150,7 +150,7 @@ impl NetlinkKernel {
         );
         match answer {
             Err(Failure::Refused(error)) if error.raw_os_error() == Some(ENOENT) => Ok(None),
-            Err(failure) => Err(question_failed(DOING, failure)),
+            Err(failure) => Err(failure.into_error(DOING)),
             Ok(()) if objects.is_none() => Err(KernelError::Protocol {
                 doing: DOING,
                 why: "there is no count of objects in it".to_owned(),
@@ -190,14 +190,6 @@ impl Kernel for NetlinkKernel {
 
 fn is_absence(error: &KernelError) -> bool {
     matches!(error, KernelError::Socket { source, .. } if source.raw_os_error() == Some(ENOENT))
-}
-
-fn question_failed(doing: &'static str, failure: Failure) -> KernelError {
-    match failure {
-        Failure::Refused(source) | Failure::Socket(source) => KernelError::Socket { doing, source },
-        Failure::Interrupted => KernelError::Interrupted(doing.to_owned()),
-        Failure::Lost(why) => KernelError::Protocol { doing, why },
-    }
 }
 
 /// What the kernel's answers to a batch mean. One error is enough: then nothing was carried out, even if the last

@@ -12,7 +12,8 @@ use crate::nft::schema::{Batch, Op};
 /// translation is in conntrack.
 pub(super) fn cleanup() -> anyhow::Result<()> {
     let mut kernel = NetlinkKernel::new().context("cannot program nftables")?;
-    let both = Family::ALL.into_iter().flat_map(|family| [Op::AddTable(family), Op::DeleteTable(family)]);
+    let both =
+        Family::ALL.into_iter().flat_map(|family| [Op::AddTable(family), Op::DeleteTable(family)]);
     kernel.commit(&Batch(both.collect())).context("cannot delete our tables")?;
     info!("removed the tables ip kube-ferry and ip6 kube-ferry");
     Ok(())

@@ -28,7 +28,9 @@ pub(super) fn dry_run(config: &Config, kind: DryRun) -> anyhow::Result<()> {
         DryRun::Ruleset => {
             let batch = whole_batch(&mut engine, BTreeMap::new());
             let mut tables = Tables::default();
-            tables.apply(&batch).map_err(|refusals| anyhow::anyhow!("the ruleset contradicts itself: {refusals:?}"))?;
+            tables.apply(&batch).map_err(|refusals| {
+                anyhow::anyhow!("the ruleset contradicts itself: {refusals:?}")
+            })?;
             print(&render::ruleset(&tables));
         }
         DryRun::Diff => {
@@ -41,7 +43,10 @@ pub(super) fn dry_run(config: &Config, kind: DryRun) -> anyhow::Result<()> {
             let observed = kernel.observe(engine.program()).context("cannot read our tables")?;
             let batch = whole_batch(&mut engine, observed);
             kernel.validate(&batch).context("the kernel refuses the ruleset")?;
-            print(&format!("The kernel accepts all {} operations; nothing was changed.", batch.len()));
+            print(&format!(
+                "The kernel accepts all {} operations; nothing was changed.",
+                batch.len()
+            ));
         }
     }
     Ok(())
@@ -52,17 +57,18 @@ fn read_objects(config: &Config, engine: &mut Engine) -> anyhow::Result<()> {
     // Reading addresses needs no privileges, but a kernel with rtnetlink; a dump for another machine can do without.
     let addresses = Addresses::new().map(|it| it.current().clone()).unwrap_or_default();
     engine.apply(Change::HostAddresses(addresses));
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .context("cannot start the async runtime")?;
-    let source = start::open(config, runtime.handle())?;
-    let (sender, mut changes) = watch::channel(MOST_CHANGES).context("cannot start the queue of changes")?;
+    let (runtime, thread) = super::start_runtime()?;
+    let source = start::open(config, &runtime)?;
+    let (sender, mut changes) =
+        watch::channel(MOST_CHANGES).context("cannot start the queue of changes")?;
     let (recorder, outbox) = watch::recorder(config.node_name.clone());
     runtime.spawn(outbox.log());
-    let watching =
-        Watching { context: start::context(config), stats: Arc::new(Stats::default()), sender, recorder };
+    let watching = Watching {
+        context: start::context(config),
+        stats: Arc::new(Stats::default()),
+        sender,
+        recorder,
+    };
     let watcher = runtime.spawn(start::watch_source(source, watching));
     let mut taken = Vec::new();
     while !engine.is_ready() {
@@ -72,7 +78,7 @@ fn read_objects(config: &Config, engine: &mut Engine) -> anyhow::Result<()> {
         }
         taken.drain(..).for_each(|change| engine.apply(change));
     }
-    runtime.shutdown_background();
+    thread.end();
     Ok(())
 }
 

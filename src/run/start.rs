@@ -23,8 +23,8 @@ use crate::sync::facts::Settings;
 use crate::sync::pace::Pace;
 use crate::sync::{HealthChecks, Ports, Sync};
 use crate::watch::{
-    self as watching, ApiClient, ChangeSender, ConnectionPace, Notice, NoticeKind, Outbox, Recorder, Regarding, Server,
-    SideSender, Stats, WatchPace, Watching,
+    self as watching, ApiClient, ConnectionPace, Notice, NoticeKind, Outbox, Recorder, Regarding,
+    Server, SideSender, WatchPace, Watching,
 };
 
 /// Changes that wait at most between the watchers and the loop; a fuller queue stops the reading from the network.
@@ -43,7 +43,8 @@ pub(super) fn sync(shell: &Shell) -> anyhow::Result<()> {
     let kernel = NetlinkKernel::new().context("cannot program nftables")?;
     let addresses = Addresses::new().context("cannot read the host's addresses")?;
     let source = open_source(config, shell)?;
-    let (sender, changes) = watching::channel(QUEUE).context("cannot start the queue of changes")?;
+    let (sender, changes) =
+        watching::channel(QUEUE).context("cannot start the queue of changes")?;
     let (recorder, outbox) = watching::recorder(config.node_name.clone());
     start_events(shell, &source, outbox, &recorder);
     // The addresses come first: nothing is written before all lists are there, so the loop knows them by then.
@@ -116,11 +117,15 @@ fn open_source(config: &Config, shell: &Shell) -> anyhow::Result<OpenSource> {
 }
 
 /// Opens the source on a runtime; nothing is asked of the API server yet.
-pub(super) fn open(config: &Config, runtime: &tokio::runtime::Handle) -> anyhow::Result<OpenSource> {
+pub(super) fn open(
+    config: &Config,
+    runtime: &tokio::runtime::Handle,
+) -> anyhow::Result<OpenSource> {
     match &config.source {
         Source::Manifests(path) => {
-            std::fs::read_dir(path)
-                .with_context(|| format!("--manifests {}: not a directory that can be read", path.display()))?;
+            std::fs::read_dir(path).with_context(|| {
+                format!("--manifests {}: not a directory that can be read", path.display())
+            })?;
             Ok(OpenSource::Manifests(path.clone()))
         }
         Source::ApiServer(client) => {
@@ -166,7 +171,10 @@ fn start_watchers(shell: &Shell, source: OpenSource, watching: Watching) {
 }
 
 /// Follows the source until nobody receives any more.
-pub(super) async fn watch_source(source: OpenSource, watching: Watching) -> Result<(), watching::ManifestsError> {
+pub(super) async fn watch_source(
+    source: OpenSource,
+    watching: Watching,
+) -> Result<(), watching::ManifestsError> {
     match source {
         OpenSource::ApiServer(client) => {
             watching::watch_api_server(client, WatchPace::default(), watching).await;
@@ -184,7 +192,9 @@ fn follow_addresses(mut addresses: Addresses, side: SideSender, stop: Stop) -> a
             match addresses.changed() {
                 Ok(now) => told = side.send(Change::HostAddresses(now.clone())),
                 Err(failure) => {
-                    stop.ask(Ending::Failed(format!("cannot follow the host's addresses: {failure}")));
+                    stop.ask(Ending::Failed(format!(
+                        "cannot follow the host's addresses: {failure}"
+                    )));
                     return;
                 }
             }
@@ -232,7 +242,12 @@ fn sweep(todo: &Sweep, conntrack: &mut Conntrack, metrics: &Metrics) -> bool {
             Ok(swept) => {
                 metrics.conntrack_reconciled(family, swept.deleted, began.elapsed());
                 if swept.deleted > 0 {
-                    info!(?family, seen = swept.seen, deleted = swept.deleted, "deleted stale UDP conntrack entries");
+                    info!(
+                        ?family,
+                        seen = swept.seen,
+                        deleted = swept.deleted,
+                        "deleted stale UDP conntrack entries"
+                    );
                 }
             }
             Err(failure) => {
@@ -251,12 +266,20 @@ fn start_health_checks(shell: &Shell, recorder: Recorder) -> watch::Sender<Healt
     sender
 }
 
-async fn keep_health_checks(health: SharedHealth, mut wanted: watch::Receiver<HealthChecks>, recorder: Recorder) {
+async fn keep_health_checks(
+    health: SharedHealth,
+    mut wanted: watch::Receiver<HealthChecks>,
+    recorder: Recorder,
+) {
     let mut servers = NodePortHealth::new(health);
     let mut failing = false;
     loop {
         let again = async {
-            if failing { tokio::time::sleep(LISTEN_AGAIN).await } else { std::future::pending().await }
+            if failing {
+                tokio::time::sleep(LISTEN_AGAIN).await
+            } else {
+                std::future::pending().await
+            }
         };
         tokio::select! {
             changed = wanted.changed() => if changed.is_err() { return },

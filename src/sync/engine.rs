@@ -188,14 +188,22 @@ impl Engine {
         self.recompute();
         let Some(compiler) = self.compiler.as_mut() else { return Batch::default() };
         for &family in &self.program.families {
-            let addresses = self.settings.node_port_ips(family, self.cluster.node(), self.cluster.host_addresses());
+            let addresses = self.settings.node_port_ips(
+                family,
+                self.cluster.node(),
+                self.cluster.host_addresses(),
+            );
             compiler.stage_node_port_ips(family, &addresses);
             compiler.stage_service_cidrs(family, &self.cluster.service_cidrs(family));
         }
         let most_services = self.bisect.unwrap_or(usize::MAX);
         let whole = compiler.needs_rebuild();
-        while self.in_flight.len() < most_services && (whole || compiler.staged_len() < BATCH_ROWS) {
-            let Some(service) = self.urgent.pop_first().or_else(|| self.unwritten.pop_first()) else { break };
+        while self.in_flight.len() < most_services && (whole || compiler.staged_len() < BATCH_ROWS)
+        {
+            let Some(service) = self.urgent.pop_first().or_else(|| self.unwritten.pop_first())
+            else {
+                break;
+            };
             if self.refused.contains_key(&service) {
                 continue;
             }
@@ -205,7 +213,11 @@ impl Engine {
             self.in_flight.push(service);
         }
         // A refused Service has claimed none of its rows: they are left until it is good again.
-        if self.adopting && self.urgent.is_empty() && self.unwritten.is_empty() && self.refused.is_empty() {
+        if self.adopting
+            && self.urgent.is_empty()
+            && self.unwritten.is_empty()
+            && self.refused.is_empty()
+        {
             compiler.stage_prune();
         }
         compiler.batch()
@@ -222,7 +234,8 @@ impl Engine {
         self.conflicts.began.extend(update.conflicts_began);
         self.conflicts.ended.extend(update.conflicts_ended);
         // A change that alters nothing is programmed already: its trigger time would wait for ever.
-        self.triggers.retain(|service, _| self.urgent.contains(service) || self.unwritten.contains(service));
+        self.triggers
+            .retain(|service, _| self.urgent.contains(service) || self.unwritten.contains(service));
     }
 
     /// The kernel took the batch, or it was empty. Returns what follows from it.
@@ -296,10 +309,21 @@ impl Engine {
             for family in Family::ALL {
                 let Some(local) = check.local(family) else { continue };
                 let local_endpoints = usize::try_from(local).unwrap_or(usize::MAX);
-                wanted.push(HealthCheck { service: service.clone(), family, port: check.node_port, local_endpoints });
+                wanted.push(HealthCheck {
+                    service: service.clone(),
+                    family,
+                    port: check.node_port,
+                    local_endpoints,
+                });
             }
         }
-        let listen = |family| self.settings.health_check_addresses(family, self.cluster.node(), self.cluster.host_addresses());
+        let listen = |family| {
+            self.settings.health_check_addresses(
+                family,
+                self.cluster.node(),
+                self.cluster.host_addresses(),
+            )
+        };
         HealthChecks { wanted, v4: listen(Family::V4), v6: listen(Family::V6) }
     }
 

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 
 use crate::config::{DetectLocal, NodePortSelector};
 use crate::model::{Family, Node};
-use crate::serve::ListenOn;
 use crate::nft::skeleton::{FamilyProgram, NodePortAddresses, Program};
+use crate::serve::ListenOn;
 
 /// The settings that the kernel's tables depend on.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,19 +44,33 @@ impl Settings {
     }
 
     /// The host's addresses on which NodePorts are served. Loopback never is (reference 2.6).
-    pub fn node_port_ips(&self, family: Family, node: Option<&Node>, host: &BTreeSet<IpAddr>) -> BTreeSet<IpAddr> {
+    pub fn node_port_ips(
+        &self,
+        family: Family,
+        node: Option<&Node>,
+        host: &BTreeSet<IpAddr>,
+    ) -> BTreeSet<IpAddr> {
         let own = host.iter().copied().filter(|it| Family::of(*it) == family && !it.is_loopback());
         match self.node_ports.ranges(family, &self.node_ips(node)) {
             None => own.collect(),
-            Some(ranges) => own.filter(|it| ranges.iter().any(|range| range.contains(it))).collect(),
+            Some(ranges) => {
+                own.filter(|it| ranges.iter().any(|range| range.contains(it))).collect()
+            }
         }
     }
 
     /// Where health check node ports listen: on the same addresses as NodePorts (reference 10.2).
-    pub fn health_check_addresses(&self, family: Family, node: Option<&Node>, host: &BTreeSet<IpAddr>) -> ListenOn {
+    pub fn health_check_addresses(
+        &self,
+        family: Family,
+        node: Option<&Node>,
+        host: &BTreeSet<IpAddr>,
+    ) -> ListenOn {
         match self.node_ports.ranges(family, &self.node_ips(node)) {
             None => ListenOn::All,
-            Some(_) => ListenOn::These(self.node_port_ips(family, node, host).into_iter().collect()),
+            Some(_) => {
+                ListenOn::These(self.node_port_ips(family, node, host).into_iter().collect())
+            }
         }
     }
 
@@ -91,12 +105,20 @@ mod tests {
     fn ranges_select_among_the_hosts_addresses_and_never_loopback() {
         let ranges = ["192.0.2.0/24", "127.0.0.0/8"].map(|it| it.parse().unwrap()).to_vec();
         let settings = settings(NodePortSelector::Within(ranges));
-        check(&settings, None, "127.0.0.1 192.0.2.1 192.0.2.7 10.0.0.1 2001:db8::1", "192.0.2.1 192.0.2.7");
+        check(
+            &settings,
+            None,
+            "127.0.0.1 192.0.2.1 192.0.2.7 10.0.0.1 2001:db8::1",
+            "192.0.2.1 192.0.2.7",
+        );
     }
 
     #[test]
     fn a_concrete_bind_address_is_the_nodes_address() {
-        let settings = Settings { node_ip: Some("10.0.0.1".parse().unwrap()), ..settings(NodePortSelector::Primary) };
+        let settings = Settings {
+            node_ip: Some("10.0.0.1".parse().unwrap()),
+            ..settings(NodePortSelector::Primary)
+        };
         let node = Node { addresses: ips("192.0.2.1 2001:db8::1"), ..Node::default() };
         assert_eq!(settings.node_ips(Some(&node)), ips("10.0.0.1 2001:db8::1"));
     }

@@ -66,7 +66,10 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     fn pace() -> (Pace, Instant) {
-        #[expect(clippy::disallowed_methods, reason = "an Instant can be had from the clock only; just an origin here")]
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "an Instant can be had from the clock only; just an origin here"
+        )]
         let origin = Instant::now();
         (Pace::new(Duration::from_secs(1), Duration::from_secs(30)), origin)
     }

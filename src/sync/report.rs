@@ -43,7 +43,11 @@ pub struct HealthChecks {
 
 impl Default for HealthChecks {
     fn default() -> Self {
-        HealthChecks { wanted: Vec::new(), v4: ListenOn::These(Vec::new()), v6: ListenOn::These(Vec::new()) }
+        HealthChecks {
+            wanted: Vec::new(),
+            v4: ListenOn::These(Vec::new()),
+            v6: ListenOn::These(Vec::new()),
+        }
     }
 }
 
@@ -129,7 +133,12 @@ impl Reporter {
         self.work.full = true;
         for (family, table) in tables {
             let rows = table.elements.len();
-            info!(?family, rows, unknown = table.unknown.len(), "taking over the table that is in the kernel");
+            info!(
+                ?family,
+                rows,
+                unknown = table.unknown.len(),
+                "taking over the table that is in the kernel"
+            );
         }
     }
 
@@ -202,7 +211,11 @@ impl Reporter {
                 "synced"
             );
         } else if work.full {
-            info!(services = work.services.len(), ?took, "synced; the kernel had everything already");
+            info!(
+                services = work.services.len(),
+                ?took,
+                "synced; the kernel had everything already"
+            );
         }
     }
 
@@ -214,7 +227,11 @@ impl Reporter {
             self.ports.metrics.sync_done(family, kind, took);
             self.ports.metrics.sync_failed(family);
         }
-        warn!(failures, ?wait, "sync failed; traffic goes by the rules of the last good sync until it is tried again");
+        warn!(
+            failures,
+            ?wait,
+            "sync failed; traffic goes by the rules of the last good sync until it is tried again"
+        );
     }
 
     /// The kernel refuses a Service.
@@ -254,10 +271,16 @@ impl Reporter {
         let Some(name) = cluster.name(ServiceId(limit.owner.0)) else { return };
         let note = match limit.reason {
             LimitReason::Endpoints { wanted, used } => {
-                format!("Port {} has {wanted} endpoints; only the first {used} get traffic.", limit.port_name)
+                format!(
+                    "Port {} has {wanted} endpoints; only the first {used} get traffic.",
+                    limit.port_name
+                )
             }
             LimitReason::AffinityGroups => {
-                format!("Port {} is served without session affinity: too many Services have it.", limit.port_name)
+                format!(
+                    "Port {} is served without session affinity: too many Services have it.",
+                    limit.port_name
+                )
             }
         };
         warn!(service = %name, note);
@@ -265,7 +288,11 @@ impl Reporter {
     }
 
     fn notice(&self, name: &ObjectName, reason: &'static str, note: String) {
-        let regarding = Regarding::Object { resource: Resource::Service, name: name.clone(), uid: Arc::from("") };
+        let regarding = Regarding::Object {
+            resource: Resource::Service,
+            name: name.clone(),
+            uid: Arc::from(""),
+        };
         let kind = NoticeKind::Warning;
         self.ports.recorder.record(Notice { kind, reason, action: "Sync", note, regarding });
     }
@@ -277,7 +304,9 @@ fn port_of(conflict: &Conflict) -> &str {
 
 fn place(at: &FrontendAddress) -> String {
     match at {
-        FrontendAddress::Address(address, port) => std::net::SocketAddr::new(*address, port.get()).to_string(),
+        FrontendAddress::Address(address, port) => {
+            std::net::SocketAddr::new(*address, port.get()).to_string()
+        }
         FrontendAddress::NodePort(port) => format!("node port {port}"),
     }
 }

@@ -47,7 +47,12 @@ pub struct Lacking {
 
 impl Results {
     /// The batch under way contains this forwarding.
-    pub fn stage(&mut self, service: ServiceId, name: Option<&ObjectName>, forwarding: Arc<ServiceForwarding>) {
+    pub fn stage(
+        &mut self,
+        service: ServiceId,
+        name: Option<&ObjectName>,
+        forwarding: Arc<ServiceForwarding>,
+    ) {
         let meaning = Meaning {
             udp: UdpFrontends::of(&forwarding),
             health_check: name.cloned().zip(forwarding.health_check),
@@ -81,7 +86,10 @@ impl Results {
     /// All health check node ports. Walks all Services that mean something to others, a small part of all: it is
     /// asked only when one of them has changed.
     pub fn health_checks(&self) -> impl Iterator<Item = (&ObjectName, &HealthCheck)> {
-        self.known.values().filter_map(|it| it.health_check.as_ref()).map(|(name, check)| (name, check))
+        self.known
+            .values()
+            .filter_map(|it| it.health_check.as_ref())
+            .map(|(name, check)| (name, check))
     }
 
     /// Sums over all Services, walked as for [`Results::health_checks`].

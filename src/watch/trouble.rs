@@ -176,7 +176,9 @@ fn advice(trouble: Trouble) -> String {
                  Kubernetes' own is system:node-proxier)"
             );
         }
-        Trouble::Silence => "is the network in between dropping packets, or the API server overloaded?",
+        Trouble::Silence => {
+            "is the network in between dropping packets, or the API server overloaded?"
+        }
         Trouble::Broken
         | Trouble::Garbage
         | Trouble::NotFound

@@ -246,10 +246,13 @@ impl<D: Datapath> Run<'_, D> {
             if counts.iter().sum::<usize>() != answers.len() {
                 return Err(format!("{family:?}: others than {backends:?} answered"));
             }
-            let counts: Vec<u32> = counts.into_iter().filter_map(|it| u32::try_from(it).ok()).collect();
+            let counts: Vec<u32> =
+                counts.into_iter().filter_map(|it| u32::try_from(it).ok()).collect();
             if !is_balanced(&counts) {
                 let statistic = chi_square(&counts);
-                return Err(format!("{family:?}: unequal shares {counts:?}, chi-square {statistic}"));
+                return Err(format!(
+                    "{family:?}: unequal shares {counts:?}, chi-square {statistic}"
+                ));
             }
         }
         Ok(())
@@ -280,7 +283,8 @@ impl<D: Datapath> Run<'_, D> {
         if self.datapath.world().is_none() {
             return Ok(());
         }
-        let keys: Vec<(String, Family)> = self.open.keys().filter(|(of, _)| of == name).cloned().collect();
+        let keys: Vec<(String, Family)> =
+            self.open.keys().filter(|(of, _)| of == name).cloned().collect();
         if keys.is_empty() {
             return Err(format!("no connection is called {name}"));
         }
@@ -310,7 +314,9 @@ impl<D: Datapath> Run<'_, D> {
     }
 
     fn http(&self, step: &Step, family: Family) -> Result<(), String> {
-        let Step::Http { source, address: at, port, path, status, text, .. } = step else { return Ok(()) };
+        let Step::Http { source, address: at, port, path, status, text, .. } = step else {
+            return Ok(());
+        };
         let Some(world) = self.datapath.world() else { return Ok(()) };
         let server = SocketAddr::new(address(*at, family), *port);
         // These servers are brought up after the sync that is in force by now.
@@ -354,7 +360,11 @@ impl<D: Datapath> Run<'_, D> {
 fn changes_objects(step: &Step) -> bool {
     matches!(
         step,
-        Step::Apply(..) | Step::Change(..) | Step::Delete(_) | Step::Endpoints(_) | Step::Gone { .. }
+        Step::Apply(..)
+            | Step::Change(..)
+            | Step::Delete(_)
+            | Step::Endpoints(_)
+            | Step::Gone { .. }
     )
 }
 

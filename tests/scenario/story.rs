@@ -221,7 +221,11 @@ impl Story {
         self.steps.iter().any(|step| {
             matches!(
                 step.what,
-                Step::Flow(_) | Step::Sticky(..) | Step::Open(..) | Step::Http { .. } | Step::Balanced(_)
+                Step::Flow(_)
+                    | Step::Sticky(..)
+                    | Step::Open(..)
+                    | Step::Http { .. }
+                    | Step::Balanced(_)
             )
         })
     }
@@ -280,7 +284,8 @@ fn slices(text: &str, body: &[&str]) -> Result<Slices, String> {
     let target = words.next().ok_or("endpoints of which Service?")?;
     let (service, suffix) = target.split_once('#').unwrap_or((target, ""));
     let port = |word: &str| {
-        let (name, rest) = word.split_once('=').ok_or(format!("`{word}` is not NAME=PORT/PROTOCOL"))?;
+        let (name, rest) =
+            word.split_once('=').ok_or(format!("`{word}` is not NAME=PORT/PROTOCOL"))?;
         let (number, protocol) = port_and_protocol(rest)?;
         Ok::<_, String>((name.to_owned(), number, protocol))
     };
@@ -359,7 +364,8 @@ fn only_families(endings: &[&str]) -> Result<Vec<Family>, String> {
 
 fn flow(text: &str) -> Result<Flow, String> {
     let (main, mut endings) = endings(text);
-    let (left, expected) = main.split_once(" = ").ok_or("` = ` and what is expected are missing")?;
+    let (left, expected) =
+        main.split_once(" = ").ok_or("` = ` and what is expected are missing")?;
     let (source, destination) = left.split_once(" -> ").ok_or("` -> ` is missing")?;
     let (address, port) = destination.trim().rsplit_once(':').ok_or("a port is missing")?;
     let (port, protocol) = port_and_protocol(port)?;

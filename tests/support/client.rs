@@ -158,7 +158,9 @@ impl Open {
     /// Sends a request and waits for its answer.
     pub(crate) fn ask(&mut self, patience: Duration) -> Outcome {
         match self.exchange(patience) {
-            Ok(line) => Answer::parse(&line, self.sent).map_or_else(Outcome::Failed, Outcome::Answered),
+            Ok(line) => {
+                Answer::parse(&line, self.sent).map_or_else(Outcome::Failed, Outcome::Answered)
+            }
             Err(error) => refusal(&error),
         }
     }

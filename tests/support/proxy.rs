@@ -84,8 +84,9 @@ impl<'w> Proxy<'w> {
             panic!("the proxy ended with {status}:\n{}", self.log());
         }
         for family in ["IPv4", "IPv6"] {
-            let name =
-                format!("kubeproxy_sync_proxy_rules_last_timestamp_seconds{{ip_family=\"{family}\"}}");
+            let name = format!(
+                "kubeproxy_sync_proxy_rules_last_timestamp_seconds{{ip_family=\"{family}\"}}"
+            );
             if self.metric(&name).is_none_or(|timestamp| timestamp <= 0.0) {
                 return Err(format!("no sync of {family} yet; log:\n{}", self.log()));
             }

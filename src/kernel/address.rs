@@ -1,0 +1,149 @@
+//! The host's own addresses: read now, and told when they change.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsFd, BorrowedFd};
+
+use netlink_sys::protocols::NETLINK_ROUTE;
+
+use super::KernelError;
+use super::channel::{Channel, Failure};
+use crate::nft::codec::wire::{NLM_F_DUMP, NLM_F_REQUEST, Writer, find};
+
+const RTM_NEWADDR: u16 = 20;
+const RTM_GETADDR: u16 = 22;
+
+/// `RTNLGRP_IPV4_IFADDR` and `RTNLGRP_IPV6_IFADDR`
+const GROUPS: [u32; 2] = [5, 9];
+
+/// Length of `struct ifaddrmsg`; the family is its first byte.
+const IFADDRMSG: usize = 8;
+const AF_UNSPEC: u8 = 0;
+
+/// The peer's address where there is a peer, else the interface's own.
+const IFA_ADDRESS: u16 = 1;
+/// The interface's own address.
+const IFA_LOCAL: u16 = 2;
+
+/// How often the list is read anew when it changes while it is read.
+const READ_ATTEMPTS: usize = 5;
+
+/// The addresses of all interfaces of the network namespace in which it was made.
+///
+/// A notification only says that something has changed; the whole list, which is short, is read again then. So
+/// nothing can be missed or be taken into account twice, and notifications that were lost do no harm.
+pub struct Addresses {
+    /// Hears that something has changed.
+    events: Channel,
+    questions: Channel,
+    current: BTreeSet<IpAddr>,
+}
+
+impl Addresses {
+    /// Subscribes, then reads.
+    pub fn new() -> Result<Addresses, KernelError> {
+        let open = || Channel::open(NETLINK_ROUTE);
+        let socket = |source| KernelError::Socket { doing: "opening a netlink socket", source };
+        let mut events = open().map_err(socket)?;
+        for group in GROUPS {
+            events.subscribe(group).map_err(|source| KernelError::Socket {
+                doing: "subscribing to changes of addresses",
+                source,
+            })?;
+        }
+        let questions = open().map_err(socket)?;
+        let mut addresses = Addresses { events, questions, current: BTreeSet::new() };
+        addresses.current = addresses.read()?;
+        Ok(addresses)
+    }
+
+    /// All addresses, loopback included, as they were last read.
+    pub fn current(&self) -> &BTreeSet<IpAddr> {
+        &self.current
+    }
+
+    /// Reads the addresses again if there was a notification. Returns whether they are others now; never waits.
+    pub fn refresh(&mut self) -> Result<bool, KernelError> {
+        let notified =
+            self.events.drain().map_err(|failure| failure.into_error("hearing of addresses"))?;
+        if !notified {
+            return Ok(false);
+        }
+        let now = self.read()?;
+        let changed = now != self.current;
+        self.current = now;
+        Ok(changed)
+    }
+
+    /// Waits until the addresses are others, and returns them.
+    pub fn changed(&mut self) -> Result<&BTreeSet<IpAddr>, KernelError> {
+        while !self.refresh()? {
+            self.events.wait().map_err(|failure| failure.into_error("waiting for addresses"))?;
+        }
+        Ok(&self.current)
+    }
+
+    fn read(&mut self) -> Result<BTreeSet<IpAddr>, KernelError> {
+        const DOING: &str = "reading addresses";
+        for _ in 0..READ_ATTEMPTS {
+            let mut all = BTreeSet::new();
+            let answer = self.questions.ask(request, |kind, payload| {
+                all.extend((kind == RTM_NEWADDR).then(|| decode(payload)).flatten());
+            });
+            match answer {
+                Ok(()) => return Ok(all),
+                Err(Failure::Interrupted) => (),
+                Err(failure) => return Err(failure.into_error(DOING)),
+            }
+        }
+        Err(KernelError::Interrupted(format!("{READ_ATTEMPTS} times while addresses were read")))
+    }
+}
+
+/// Readable when [`Addresses::refresh`] has something to do.
+impl AsFd for Addresses {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.events.as_fd()
+    }
+}
+
+fn request(seq: u32) -> Vec<u8> {
+    let mut writer = Writer::default();
+    writer.message(RTM_GETADDR, NLM_F_REQUEST | NLM_F_DUMP, seq, |writer| {
+        writer.raw(&[AF_UNSPEC, 0, 0, 0, 0, 0, 0, 0]);
+    });
+    writer.into_bytes()
+}
+
+/// The interface's own address in an `RTM_NEWADDR`.
+fn decode(payload: &[u8]) -> Option<IpAddr> {
+    let attributes = payload.get(IFADDRMSG..)?;
+    let address = find(attributes, IFA_LOCAL).or_else(|| find(attributes, IFA_ADDRESS))?;
+    <[u8; 4]>::try_from(address)
+        .map(|it| IpAddr::V4(Ipv4Addr::from(it)))
+        .or_else(|_| <[u8; 16]>::try_from(address).map(|it| IpAddr::V6(Ipv6Addr::from(it))))
+        .ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_own_end_of_a_pair_counts() {
+        let mut writer = Writer::default();
+        writer.raw(&[0; IFADDRMSG]);
+        writer.bytes(IFA_ADDRESS, &[192, 0, 2, 1]);
+        writer.bytes(IFA_LOCAL, &[192, 0, 2, 2]);
+        assert_eq!(decode(&writer.into_bytes()), Some(IpAddr::from([192, 0, 2, 2])));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_an_address_or_none(payload in prop::collection::vec(any::<u8>(), 0..80)) {
+            let _ = decode(&payload);
+        }
+    }
+}

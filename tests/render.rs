@@ -171,6 +171,7 @@ fn port(
         cluster: (210..210 + endpoints).map(backend).collect(),
         local: vec![backend(210)],
         hairpin: vec![address(family, 210)],
+        serving: Vec::new(),
         affinity,
     }
 }

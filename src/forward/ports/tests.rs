@@ -250,6 +250,24 @@ fn two_ports_with_one_number_are_a_conflict_within_the_service() {
     assert_eq!(&*conflict.port_name, "p80");
 }
 
+/// Conntrack: flows to endpoints that serve are kept, whether new connections are sent there or not.
+#[test]
+fn serving_endpoints_are_known_for_udp_only() {
+    let endpoints =
+        ["10.0.0.1", "10.0.0.2 terminating", "10.0.0.3 dead", "10.0.0.4 unready zone=b"];
+    let mut udp = service("ns/a", "172.30.0.1");
+    udp.ports.push(service_port("dns", Protocol::Udp, 53));
+    let mut slice = slice("ns/1", "ns/a", &endpoints);
+    slice.endpoints[3].serving = true;
+    slice.ports.push(SlicePort { name: "dns".into(), protocol: Protocol::Udp, port: port(5353) });
+    let forwarding = forward_in(&Settings::default(), &cluster(&[udp], &[slice]));
+    let [tcp, udp] = &forwarding.ports[..] else { panic!("{forwarding:?}") };
+    assert_eq!((tcp.cluster.len(), tcp.serving.len()), (1, 0));
+    let expected = ["10.0.0.1", "10.0.0.2", "10.0.0.4"]
+        .map(|it| Backend { address: ip(it), port: port(5353) });
+    assert_eq!((udp.cluster.len(), &udp.serving[..]), (1, &expected[..]));
+}
+
 #[test]
 fn affinity_reaches_every_port() {
     let forwarding = forward(&Service { affinity: Some(10), ..service("ns/a", "172.30.0.1") }, &[]);

@@ -169,7 +169,8 @@ fn trigger_times() {
     touched.merge(cluster.apply(timed("10.1.0.2", 2)));
     touched.merge(cluster.apply(timed("10.1.0.2", 3)));
     let id = ServiceId(0);
-    assert_eq!(touched.triggers, [(id, 1), (id, 2)], "the third altered nothing");
+    let expected = [(id, Family::V4, 1), (id, Family::V4, 2)];
+    assert_eq!(touched.triggers, expected, "the third altered nothing");
     touched.merge(cluster.apply(Change::SliceDeleted(name("ns/x"))));
     assert_eq!(touched.triggers, []);
 }

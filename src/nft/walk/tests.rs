@@ -336,6 +336,7 @@ fn web(policy: TrafficPolicy, affinity: Option<u32>) -> ServiceForwarding {
         cluster: [1, 2, 3].map(|it| backend(0x0a00_0100 + it)).to_vec(),
         local: vec![backend(0x0a00_0102)],
         hairpin: Vec::new(),
+        serving: Vec::new(),
         affinity,
     };
     ServiceForwarding { ports: vec![port], health_check: None }

@@ -145,7 +145,7 @@ pub(in crate::nft) fn forwarding(owner: u32) -> impl Strategy<Value = ServiceFor
         let ports = ports.map(|((flags, affinity, cluster, local, without), number)| {
             random_port(owner, number, flags, affinity, (cluster, local), without)
         });
-        ServiceForwarding { ports: ports.collect() }
+        ServiceForwarding { ports: ports.collect(), health_check: None }
     })
 }
 

@@ -108,9 +108,10 @@ pub(super) fn web(endpoints: &[u32], affinity: Option<u32>) -> ServiceForwarding
         cluster: endpoints.iter().copied().map(backend).collect(),
         local: Vec::new(),
         hairpin: Vec::new(),
+        serving: Vec::new(),
         affinity,
     };
-    ServiceForwarding { ports: vec![port] }
+    ServiceForwarding { ports: vec![port], health_check: None }
 }
 
 /// With a cluster IP only.

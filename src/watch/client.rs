@@ -83,7 +83,9 @@ pub enum ClientError {
         #[source]
         source: http::uri::InvalidUri,
     },
-    #[error("--master {address}: the scheme is missing (an address like https://192.0.2.1:6443 is needed)")]
+    #[error(
+        "--master {address}: the scheme is missing (an address like https://192.0.2.1:6443 is needed)"
+    )]
     NoScheme { address: String },
     #[error(
         "in-cluster configuration: {0} (outside of a Pod give --kubeconfig FILE, or --manifests DIR to work without an \

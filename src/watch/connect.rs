@@ -8,7 +8,9 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::{Request, Response, Uri};
-use hyper_rustls::{FixedServerNameResolver, HttpsConnector, HttpsConnectorBuilder, MaybeHttpsStream};
+use hyper_rustls::{
+    FixedServerNameResolver, HttpsConnector, HttpsConnectorBuilder, MaybeHttpsStream,
+};
 use hyper_util::client::legacy::connect::{Connection, HttpConnector};
 use hyper_util::client::legacy::{Client, Error as ClientError};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -91,7 +93,9 @@ impl Service<Request<Body>> for Transport {
         Box::pin(async move {
             match (answer.await, copy) {
                 (Err(error), Some(copy)) if is_no_http2(&error) => {
-                    tracing::info!("the API server speaks no HTTP/2; every watch needs a connection of its own");
+                    tracing::info!(
+                        "the API server speaks no HTTP/2; every watch needs a connection of its own"
+                    );
                     no_http2.store(true, Ordering::Relaxed);
                     again.request(copy).await
                 }

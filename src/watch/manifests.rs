@@ -30,7 +30,9 @@ const ALL: [Resource; 4] =
 /// Why manifests cannot be used at all. Found at the start; the program cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestsError {
-    #[error("--manifests {path}: {source} (an existing directory that this user may read is needed)")]
+    #[error(
+        "--manifests {path}: {source} (an existing directory that this user may read is needed)"
+    )]
     Directory {
         path: PathBuf,
         #[source]
@@ -88,8 +90,7 @@ pub async fn watch_manifests(path: &Path, watching: Watching) -> Result<(), Mani
     let failed = |source| ManifestsError::Directory { path: path.to_owned(), source };
     let mut notices = Notices::new(path)
         .map_err(|source| ManifestsError::Notices { path: path.to_owned(), source })?;
-    let mut directory =
-        Directory::new(path.to_owned(), Decoder::new(watching.context.clone()));
+    let mut directory = Directory::new(path.to_owned(), Decoder::new(watching.context.clone()));
     let news = directory.look().map_err(failed)?;
     let Watching { stats, sender, recorder, .. } = &watching;
     if begin(news, stats, sender, recorder).await.is_err() {

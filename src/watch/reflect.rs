@@ -453,7 +453,9 @@ impl<'a> Reflector<'a> {
         }
         match error.retry_after {
             // Not all at the very moment that the server named.
-            Some(asked) => asked.min(LONGEST_RETRY_AFTER).mul_f64(1.0 + 0.2 * random()).max(backoff),
+            Some(asked) => {
+                asked.min(LONGEST_RETRY_AFTER).mul_f64(1.0 + 0.2 * random()).max(backoff)
+            }
             None => backoff,
         }
     }

@@ -72,7 +72,6 @@ impl Versions {
     }
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -240,11 +240,19 @@ fn failures_say_what_was_tried_and_what_to_do() {
     let free = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = format!("http://{}", free.local_addr().unwrap());
     drop(free);
-    check_request(Server::Address(address.clone()), Trouble::Connect, &[&address, "refused", "--master"]);
+    check_request(
+        Server::Address(address.clone()),
+        Trouble::Connect,
+        &[&address, "refused", "--master"],
+    );
 
     let server = ApiServer::start_tls();
     let untrusting = Server::Address(server.url());
-    check_request(untrusting, Trouble::Tls, &[&server.url(), "certificate", "certificate-authority"]);
+    check_request(
+        untrusting,
+        Trouble::Tls,
+        &[&server.url(), "certificate", "certificate-authority"],
+    );
 
     let name = Server::Address("http://no-such-host.invalid:1".to_owned());
     check_request(name, Trouble::Connect, &["no-such-host.invalid", "lookup"]);

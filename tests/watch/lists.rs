@@ -90,10 +90,14 @@ fn an_expired_page_begins_the_list_anew() {
     let listings = rig.story.iter().filter(|it| *it == "Listing(Service)").count();
     assert_eq!(listings, 2);
     assert_eq!(rig.stats(Resource::Service).errors(Trouble::Gone), 1);
-    let last = server.requests_for("services").into_iter().rfind(|it| {
-        it.is_list() && !it.query.contains_key("continue")
-    });
-    assert!(last.unwrap().query.get("resourceVersion").is_some_and(|it| it == "0"), "nothing was known yet");
+    let last = server
+        .requests_for("services")
+        .into_iter()
+        .rfind(|it| it.is_list() && !it.query.contains_key("continue"));
+    assert!(
+        last.unwrap().query.get("resourceVersion").is_some_and(|it| it == "0"),
+        "nothing was known yet"
+    );
 }
 
 #[test]

@@ -50,7 +50,9 @@ fn an_empty_directory_is_complete_and_empty() {
     let directory = tempfile::tempdir().unwrap();
     let mut rig = Rig::manifests(directory.path());
     rig.until_watching();
-    rig.until("all lists", |rig| rig.story.iter().filter(|it| it.starts_with("Listed")).count() == 4);
+    rig.until("all lists", |rig| {
+        rig.story.iter().filter(|it| it.starts_with("Listed")).count() == 4
+    });
     check(&mut rig, &[]);
 }
 
@@ -89,7 +91,9 @@ fn selectors_hold_for_files_too() {
 fn a_config_map_volume_is_swapped_by_its_link() {
     let directory = tempfile::tempdir().unwrap();
     let root = directory.path();
-    for (version, objects) in [("..v1", vec![service("a", 1)]), ("..v2", vec![service("a", 7), service("b", 2)])] {
+    for (version, objects) in
+        [("..v1", vec![service("a", 1)]), ("..v2", vec![service("a", 7), service("b", 2)])]
+    {
         fs::create_dir(root.join(version)).unwrap();
         fs::write(root.join(version).join("x.yaml"), text(&objects)).unwrap();
     }
@@ -112,7 +116,15 @@ fn a_bad_document_spoils_neither_its_file_nor_itself() {
     let mut rig = Rig::manifests(directory.path());
     check(&mut rig, &["a", "b"]);
     // "b" is being edited: half of it. "c" comes after it.
-    fs::write(&path, format!("{}---\nkind: Service\nspec: [\n---\n{}", good(&[service("a", 1)]), good(&[service("c", 3)]))).unwrap();
+    fs::write(
+        &path,
+        format!(
+            "{}---\nkind: Service\nspec: [\n---\n{}",
+            good(&[service("a", 1)]),
+            good(&[service("c", 3)])
+        ),
+    )
+    .unwrap();
     check(&mut rig, &["a", "b", "c"]);
     let loaded = load_manifests(directory.path(), context()).unwrap();
     assert_eq!(loaded.problems.len(), 1, "{:#?}", loaded.problems);

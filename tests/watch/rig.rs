@@ -8,9 +8,8 @@ use std::time::{Duration, Instant};
 use kube_ferry::model::{Change, EndpointSlice, Node, ObjectName, Resource, Service, ServiceCidr};
 use kube_ferry::objects::{self, Context, Interner, raw};
 use kube_ferry::watch::{
-    ApiClient, Backoff, ChangeReceiver, ConnectionPace, Recorder, ResourceStats,
-    Server, State, Stats, Trouble, WatchPace, Watching, channel, recorder, watch_api_server,
-    watch_manifests,
+    ApiClient, Backoff, ChangeReceiver, ConnectionPace, Recorder, ResourceStats, Server, State,
+    Stats, Trouble, WatchPace, Watching, channel, recorder, watch_api_server, watch_manifests,
 };
 use serde_json::{Value, json};
 
@@ -102,7 +101,8 @@ impl Fold {
         self.listed.insert(resource);
         let came = self.listing.remove(&resource).expect("Listed comes after Listing");
         let known = &mut self.known;
-        let is_here = |namespace: &str, name: &str| came.contains(&ObjectName::new(namespace, name));
+        let is_here =
+            |namespace: &str, name: &str| came.contains(&ObjectName::new(namespace, name));
         match resource {
             Resource::Service => known.services.retain(|name, _| came.contains(name)),
             Resource::EndpointSlice => known.slices.retain(|name, _| came.contains(name)),
@@ -240,8 +240,11 @@ impl Rig {
 }
 
 fn names(known: &Known) -> String {
-    let services: Vec<String> =
-        known.services.iter().map(|(name, it)| format!("{name} {:?}", it.v4.as_ref().map(|it| it.cluster_ip))).collect();
+    let services: Vec<String> = known
+        .services
+        .iter()
+        .map(|(name, it)| format!("{name} {:?}", it.v4.as_ref().map(|it| it.cluster_ip)))
+        .collect();
     let slices: Vec<String> = known.slices.keys().map(ToString::to_string).collect();
     format!("{services:?} {slices:?} {:?} {:?}", known.node, known.cidrs)
 }
@@ -265,7 +268,11 @@ pub fn context() -> Context {
 fn expected(server: &ApiServer) -> Known {
     let mut fold = Fold::default();
     let (context, mut interner) = (context(), Interner::default());
-    for object in server.objects("services", "!service.kubernetes.io/service-proxy-name", "spec.clusterIP!=None") {
+    for object in server.objects(
+        "services",
+        "!service.kubernetes.io/service-proxy-name",
+        "spec.clusterIP!=None",
+    ) {
         let raw: raw::Service = serde_json::from_value(object).unwrap();
         fold.apply(objects::service(&context, &raw, &mut interner).change);
     }

@@ -39,7 +39,10 @@ pub(super) async fn respond(
         } else if script.absent.contains(&plural) {
             Some((404, "the server could not find the requested resource"))
         } else if script.no_streaming_lists && seen.is_stream() {
-            Some((422, "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled"))
+            Some((
+                422,
+                "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled",
+            ))
         } else {
             None
         };
@@ -57,7 +60,8 @@ pub(super) async fn respond(
         }
         Some(Fault::Delay(time)) => tokio::time::sleep(*time).await,
         Some(Fault::Stall) => std::future::pending::<()>().await,
-        Some(Fault::StallBody | Fault::Cut { .. } | Fault::Insert { .. } | Fault::Repeat) | None => (),
+        Some(Fault::StallBody | Fault::Cut { .. } | Fault::Insert { .. } | Fault::Repeat)
+        | None => (),
     }
     if let Some((code, message)) = verdict {
         return Ok(status(code, message, None));

@@ -80,9 +80,8 @@ async fn http(
     number: u64,
     drop_this: Arc<Notify>,
 ) {
-    let service = service_fn(move |request| {
-        respond(shared.clone(), request, number, drop_this.clone())
-    });
+    let service =
+        service_fn(move |request| respond(shared.clone(), request, number, drop_this.clone()));
     let server = auto::Builder::new(TokioExecutor::new());
     // Ends with an error whenever a client goes away; nothing to tell.
     drop(server.serve_connection(TokioIo::new(stream), service).await);

@@ -64,6 +64,16 @@ pub enum Regarding {
     Object { resource: Resource, name: ObjectName, uid: Arc<str> },
 }
 
+impl Regarding {
+    /// Where its Events live; those of cluster-scoped objects in `default`.
+    fn namespace(&self) -> &str {
+        match self {
+            Regarding::Object { name, .. } if !name.namespace.is_empty() => &name.namespace,
+            Regarding::Object { .. } | Regarding::Node => "default",
+        }
+    }
+}
+
 /// The end that anybody may hold and write to.
 #[derive(Clone, Debug)]
 pub struct Recorder {
@@ -148,7 +158,7 @@ impl Outbox {
 
     fn request(&self, notice: &Notice) -> Request<Vec<u8>> {
         let event = event(notice, &self.node, jiff::Timestamp::now());
-        let namespace = event["metadata"]["namespace"].as_str().unwrap_or("default");
+        let namespace = notice.regarding.namespace();
         let mut request = Request::new(event.to_string().into_bytes());
         *request.method_mut() = http::Method::POST;
         if let Ok(uri) = format!("/apis/events.k8s.io/v1/namespaces/{namespace}/events").parse() {
@@ -172,28 +182,21 @@ fn log(notice: &Notice, node: &str) {
 }
 
 fn event(notice: &Notice, node: &str, now: jiff::Timestamp) -> Value {
-    let (name, namespace, regarding) = match &notice.regarding {
-        Regarding::Node => {
-            (node, "default", json!({ "apiVersion": "v1", "kind": "Node", "name": node }))
-        }
-        Regarding::Object { resource, name, uid } => {
-            let namespace = if name.namespace.is_empty() { "default" } else { &name.namespace };
-            (&*name.name, namespace, reference(*resource, name, uid))
-        }
+    let (name, regarding) = match &notice.regarding {
+        Regarding::Node => (node, json!({ "apiVersion": "v1", "kind": "Node", "name": node })),
+        Regarding::Object { resource, name, uid } => (&*name.name, reference(*resource, name, uid)),
     };
-    let mut note = notice.note.clone();
-    note.truncate(note.floor_char_boundary(LONGEST_NOTE));
     json!({
         "apiVersion": "events.k8s.io/v1",
         "kind": "Event",
-        "metadata": { "name": event_name(name, now), "namespace": namespace },
+        "metadata": { "name": event_name(name, now), "namespace": notice.regarding.namespace() },
         "eventTime": format!("{now:.6}"),
         "reportingController": REPORTING_CONTROLLER,
         "reportingInstance": format!("kube-ferry-{node}"),
         "action": notice.action,
         "reason": notice.reason,
         "regarding": regarding,
-        "note": note,
+        "note": cut(&notice.note, LONGEST_NOTE),
         "type": match notice.kind {
             NoticeKind::Normal => "Normal",
             NoticeKind::Warning => "Warning",
@@ -203,8 +206,14 @@ fn event(notice: &Notice, node: &str, now: jiff::Timestamp) -> Value {
 
 /// Object names end at 253 bytes; the time makes it unique, as client-go does.
 fn event_name(object: &str, now: jiff::Timestamp) -> String {
-    let kept = object.get(..object.floor_char_boundary(230)).unwrap_or(object);
-    format!("{}.{:x}", kept.trim_end_matches(['.', '-']), now.as_nanosecond())
+    let kept = cut(object, 230).trim_end_matches(['.', '-']);
+    format!("{kept}.{:x}", now.as_nanosecond())
+}
+
+/// At most `limit` bytes of a text, without cutting a character in two.
+fn cut(text: &str, limit: usize) -> &str {
+    let end = (0..=limit.min(text.len())).rev().find(|it| text.is_char_boundary(*it));
+    end.and_then(|end| text.get(..end)).unwrap_or_default()
 }
 
 fn reference(resource: Resource, name: &ObjectName, uid: &str) -> Value {
@@ -214,14 +223,14 @@ fn reference(resource: Resource, name: &ObjectName, uid: &str) -> Value {
         Resource::Node => ("v1", "Node"),
         Resource::ServiceCidr => ("networking.k8s.io/v1", "ServiceCIDR"),
     };
-    let mut reference = json!({ "apiVersion": version, "kind": kind, "name": &*name.name });
-    if !name.namespace.is_empty() {
-        reference["namespace"] = json!(&*name.namespace);
-    }
-    if !uid.is_empty() {
-        reference["uid"] = json!(uid);
-    }
-    reference
+    let optional = [("namespace", &*name.namespace), ("uid", uid)];
+    let required = [("apiVersion", version), ("kind", kind), ("name", &*name.name)];
+    let given = optional.into_iter().filter(|(_, value)| !value.is_empty());
+    required
+        .into_iter()
+        .chain(given)
+        .map(|(key, value)| (key.to_owned(), Value::from(value)))
+        .collect()
 }
 
 /// Which notices were posted lately; bounded.

@@ -143,14 +143,15 @@ fn classify(cause: &(dyn StdError + 'static)) -> Option<Trouble> {
     if cause.is::<rustls::Error>() {
         return Some(Trouble::Tls);
     }
-    match cause.downcast_ref::<io::Error>()?.kind() {
-        io::ErrorKind::ConnectionRefused
-        | io::ErrorKind::HostUnreachable
-        | io::ErrorKind::NetworkUnreachable
-        | io::ErrorKind::AddrNotAvailable => Some(Trouble::Connect),
-        io::ErrorKind::TimedOut => Some(Trouble::Silence),
-        _ => None,
-    }
+    let kind = cause.downcast_ref::<io::Error>()?.kind();
+    let unreachable = [
+        io::ErrorKind::ConnectionRefused,
+        io::ErrorKind::HostUnreachable,
+        io::ErrorKind::NetworkUnreachable,
+        io::ErrorKind::AddrNotAvailable,
+    ];
+    let timed_out = (kind == io::ErrorKind::TimedOut).then_some(Trouble::Silence);
+    unreachable.contains(&kind).then_some(Trouble::Connect).or(timed_out)
 }
 
 fn is_connect(cause: &(dyn StdError + 'static)) -> bool {

@@ -33,7 +33,8 @@ fn the_nodes_are_reached_from_outside() {
     let world = World::new();
     for node in ["node-1", "node-2"] {
         for (address, protocol) in pairs(actor(node)) {
-            let answer = answered(&connect(&world, "outside", address, HOST_NETWORK_PORT, protocol));
+            let answer =
+                answered(&connect(&world, "outside", address, HOST_NETWORK_PORT, protocol));
             assert_eq!(answer.by, node);
         }
     }
@@ -189,7 +190,8 @@ fn a_random_draw_is_balanced_and_a_slanted_one_is_not() {
             let one = || ask(actor("client").v4.into(), to, Protocol::Tcp, ANSWER);
             (0..600).map(|_| answered(&one()).by).collect()
         });
-        let count = |pod: &str| u32::try_from(names.iter().filter(|it| *it == pod).count()).unwrap();
+        let count =
+            |pod: &str| u32::try_from(names.iter().filter(|it| *it == pod).count()).unwrap();
         ["pod-1a", "pod-1b", "pod-2a"].map(count).to_vec()
     };
     assert!(is_balanced(&counts(10)));
@@ -224,7 +226,8 @@ fn objects_and_rows_are_counted_by_table() {
     let rows = |set| witness::rows(world.node(), "ip", "counted", set);
     assert_eq!(rows("addresses"), ["\"10.0.0.1\"", "\"10.0.0.2\""]);
     assert_eq!(rows("ports"), ["[80,{\"accept\":null}]"]);
-    let holds = |last| witness::contains(world.node(), "counted", "addresses", [10, 0, 0, last].into());
+    let holds =
+        |last| witness::contains(world.node(), "counted", "addresses", [10, 0, 0, last].into());
     assert!(holds(1) && !holds(3));
 }
 
@@ -266,8 +269,6 @@ fn connect(world: &World, client: &str, to: IpAddr, port: u16, protocol: Protoco
 
 #[track_caller]
 fn answered(outcome: &Outcome) -> Answer {
-    match outcome {
-        Outcome::Answered(answer) => answer.clone(),
-        other => panic!("{other}"),
-    }
+    let Outcome::Answered(answer) = outcome else { panic!("{outcome}") };
+    answer.clone()
 }

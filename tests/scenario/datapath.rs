@@ -54,7 +54,11 @@ pub(crate) enum Wanted {
 /// What became of a connection.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Reach {
-    Backend { pod: String, port: u16, masqueraded: bool },
+    Backend {
+        pod: String,
+        port: u16,
+        masqueraded: bool,
+    },
     Rejected,
     Dropped,
     /// It went where it would have gone without the proxy.
@@ -66,8 +70,12 @@ pub(crate) enum Reach {
 impl fmt::Display for Reach {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Reach::Backend { pod, port, masqueraded: true } => write!(f, "{pod}:{port} masqueraded"),
-            Reach::Backend { pod, port, masqueraded: false } => write!(f, "{pod}:{port} source kept"),
+            Reach::Backend { pod, port, masqueraded: true } => {
+                write!(f, "{pod}:{port} masqueraded")
+            }
+            Reach::Backend { pod, port, masqueraded: false } => {
+                write!(f, "{pod}:{port} source kept")
+            }
             Reach::Rejected => f.write_str("rejected"),
             Reach::Dropped => f.write_str("dropped"),
             Reach::NotHandled => f.write_str("not handled"),
@@ -105,7 +113,8 @@ impl Wanted {
     fn covers(&self, (name, number): (&str, Option<u16>), seen: &Reach) -> bool {
         let Wanted::Backends(_, translation) = self else { return false };
         let Reach::Backend { pod, port, masqueraded } = seen else { return false };
-        let translated = if *masqueraded { Translation::Masquerade } else { Translation::SourceKept };
+        let translated =
+            if *masqueraded { Translation::Masquerade } else { Translation::SourceKept };
         pod == name
             && number.is_none_or(|number| number == *port)
             && translation.is_none_or(|wanted| wanted == translated)
@@ -114,7 +123,8 @@ impl Wanted {
 
 #[test]
 fn wanted_means_exactly() {
-    let at = |pod: &str, port, masqueraded| Reach::Backend { pod: pod.to_owned(), port, masqueraded };
+    let at =
+        |pod: &str, port, masqueraded| Reach::Backend { pod: pod.to_owned(), port, masqueraded };
     let wanted = Wanted::Backends(
         BTreeSet::from([("pod-1a", Some(8080)), ("pod-2a", None)]),
         Some(Translation::SourceKept),

@@ -88,7 +88,9 @@ impl Objects {
     /// Takes an endpoint out of all slices of a Service.
     pub(crate) fn remove_endpoint(&mut self, service: &str, pod: &str) -> Result<(), String> {
         let mut found = false;
-        for mut slices in self.tables.values().filter(|it| it.service == service).cloned().collect::<Vec<_>>() {
+        for mut slices in
+            self.tables.values().filter(|it| it.service == service).cloned().collect::<Vec<_>>()
+        {
             let before = slices.rows.len();
             slices.rows.retain(|row| row.actor.name != pod);
             found |= slices.rows.len() < before;
@@ -144,8 +146,12 @@ fn default(kind: &str, object: &mut Value) {
         return;
     }
     let spec = &mut object["spec"];
-    let addresses: Vec<String> =
-        spec["clusterIPs"].as_array().into_iter().flatten().filter_map(|it| it.as_str().map(str::to_owned)).collect();
+    let addresses: Vec<String> = spec["clusterIPs"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|it| it.as_str().map(str::to_owned))
+        .collect();
     let family = |address: &String| if address.contains(':') { "IPv6" } else { "IPv4" };
     let mut defaults = json!({
         "type": "ClusterIP",
@@ -172,7 +178,8 @@ fn default(kind: &str, object: &mut Value) {
 }
 
 fn slice_name(slices: &Slices, family: Family) -> ObjectRef {
-    let (namespace, service) = slices.service.split_once('/').unwrap_or(("default", &slices.service));
+    let (namespace, service) =
+        slices.service.split_once('/').unwrap_or(("default", &slices.service));
     ObjectRef {
         kind: "EndpointSlice".to_owned(),
         namespace: namespace.to_owned(),
@@ -207,7 +214,8 @@ fn endpoint(row: &Row, family: Family) -> Value {
         "nodeName": if row.actor.is_local() { "node-1" } else { "node-2" },
         "conditions": {"ready": row.ready, "serving": row.serving, "terminating": row.terminating},
     });
-    let named = |names: &[String]| names.iter().map(|name| json!({"name": name})).collect::<Vec<_>>();
+    let named =
+        |names: &[String]| names.iter().map(|name| json!({"name": name})).collect::<Vec<_>>();
     if !row.zones.is_empty() {
         endpoint["hints"]["forZones"] = json!(named(&row.zones));
     }

@@ -76,7 +76,9 @@ impl<'w> Packets<'w> {
         std::fs::create_dir(directory.path().join("manifests")).unwrap();
         let manifests = directory.path().join("manifests").display().to_string();
         let mut arguments: Vec<String> =
-            ["--manifests", &manifests, "--hostname-override", "node-1"].map(str::to_owned).to_vec();
+            ["--manifests", &manifests, "--hostname-override", "node-1"]
+                .map(str::to_owned)
+                .to_vec();
         if !story.flags.iter().any(|flag| flag.starts_with("--cluster-cidr")) {
             arguments.push("--cluster-cidr=10.244.0.0/16,fd00:10:244::/48".to_owned());
         }
@@ -92,20 +94,26 @@ impl<'w> Packets<'w> {
     fn write(&self, objects: &Objects) {
         let mut objects = objects.clone();
         let [port, target] = self.fence_ports();
-        objects.apply(&fence("Service"), json!({"spec": {
-            "clusterIPs": [IpAddr::from(FENCE), IpAddr::from(twin(FENCE.into()))],
-            "ports": [{"name": "fence", "port": port}],
-        }}));
+        objects.apply(
+            &fence("Service"),
+            json!({"spec": {
+                "clusterIPs": [IpAddr::from(FENCE), IpAddr::from(twin(FENCE.into()))],
+                "ports": [{"name": "fence", "port": port}],
+            }}),
+        );
         let pod = fence_pod();
         for (family, address) in Family::ALL.into_iter().zip(pod.addresses()) {
             let mut name = fence("EndpointSlice");
             name.name += if family == Family::V4 { "-v4" } else { "-v6" };
-            objects.apply(&name, json!({
-                "metadata": {"labels": {"kubernetes.io/service-name": name_of_fence()}},
-                "addressType": if family == Family::V4 { "IPv4" } else { "IPv6" },
-                "ports": [{"name": "fence", "port": target, "protocol": "TCP"}],
-                "endpoints": [{"addresses": [address], "conditions": {"ready": true}}],
-            }));
+            objects.apply(
+                &name,
+                json!({
+                    "metadata": {"labels": {"kubernetes.io/service-name": name_of_fence()}},
+                    "addressType": if family == Family::V4 { "IPv4" } else { "IPv6" },
+                    "ports": [{"name": "fence", "port": target, "protocol": "TCP"}],
+                    "endpoints": [{"addresses": [address], "conditions": {"ready": true}}],
+                }),
+            );
         }
         let new = self.path("objects.new");
         std::fs::write(&new, objects.manifest()).unwrap();
@@ -126,10 +134,11 @@ impl<'w> Packets<'w> {
             let to = SocketAddr::new(address, port);
             let passed = poll(LONG, || {
                 let source = client.address(address);
-                match self.world.home(client).run(|| ask(source, to, Protocol::Tcp, SILENCE)) {
-                    Outcome::Answered(answer) if answer.port == target => Ok(()),
-                    other => Err(format!("a change is not in force, its fence {to}: {other}")),
-                }
+                let outcome =
+                    self.world.home(client).run(|| ask(source, to, Protocol::Tcp, SILENCE));
+                let passed = matches!(&outcome, Outcome::Answered(it) if it.port == target);
+                let why = || format!("a change is not in force, its fence {to}: {outcome}");
+                passed.then_some(()).ok_or_else(why)
             });
             passed.map_err(|why| format!("{why}\nlog of the proxy:\n{}", log()))?;
         }
@@ -174,7 +183,11 @@ impl Datapath for Packets<'_> {
             }
             Ending::Asked => {
                 let status = proxy.stop(Signal::TERM);
-                if status.success() { Ok(()) } else { Err(format!("SIGTERM ended it with {status}")) }
+                if status.success() {
+                    Ok(())
+                } else {
+                    Err(format!("SIGTERM ended it with {status}"))
+                }
             }
         }
     }
@@ -221,7 +234,11 @@ fn reach(world: &World, attempt: &Attempt) -> BTreeSet<Reach> {
 
 fn fence(kind: &str) -> ObjectRef {
     // Named to come last in every order.
-    ObjectRef { kind: kind.to_owned(), namespace: "zz-fence".to_owned(), name: name_of_fence().to_owned() }
+    ObjectRef {
+        kind: kind.to_owned(),
+        namespace: "zz-fence".to_owned(),
+        name: name_of_fence().to_owned(),
+    }
 }
 
 fn name_of_fence() -> &'static str {

@@ -62,15 +62,7 @@ pub(crate) struct Line<T> {
 
 #[derive(Clone, Debug)]
 pub(crate) enum Step {
-    Apply(ObjectRef, Value),
-    Change(ObjectRef, Value),
-    Delete(ObjectRef),
-    Endpoints(Slices),
-    /// Takes an endpoint out of all slices of a Service.
-    Gone {
-        service: String,
-        endpoint: Pod,
-    },
+    Edit(Edit),
     Flow(Flow),
     Balanced(Flow),
     Sticky(String, Flow),
@@ -98,6 +90,20 @@ pub(crate) enum Step {
     },
     Restart(Ending),
     Pause(Duration),
+}
+
+/// A change of the objects.
+#[derive(Clone, Debug)]
+pub(crate) enum Edit {
+    Apply(ObjectRef, Value),
+    Change(ObjectRef, Value),
+    Delete(ObjectRef),
+    Endpoints(Slices),
+    /// Takes an endpoint out of all slices of a Service.
+    Gone {
+        service: String,
+        endpoint: Pod,
+    },
 }
 
 /// `Service default/web`; cluster-scoped objects have no namespace.
@@ -221,7 +227,11 @@ impl Story {
         self.steps.iter().any(|step| {
             matches!(
                 step.what,
-                Step::Flow(_) | Step::Sticky(..) | Step::Open(..) | Step::Http { .. } | Step::Balanced(_)
+                Step::Flow(_)
+                    | Step::Sticky(..)
+                    | Step::Open(..)
+                    | Step::Http { .. }
+                    | Step::Balanced(_)
             )
         })
     }
@@ -235,13 +245,14 @@ fn parse_step(line: &str, body: &[&str]) -> Result<Step, String> {
         return Err(format!("`{word}` takes no indented lines: `{stray}`"));
     }
     match word {
-        "apply" => Ok(Step::Apply(object_ref(rest)?, yaml(body)?)),
-        "change" => Ok(Step::Change(object_ref(rest)?, yaml(body)?)),
-        "delete" => Ok(Step::Delete(object_ref(rest)?)),
-        "endpoints" => Ok(Step::Endpoints(slices(rest, body)?)),
+        "apply" => Ok(Step::Edit(Edit::Apply(object_ref(rest)?, yaml(body)?))),
+        "change" => Ok(Step::Edit(Edit::Change(object_ref(rest)?, yaml(body)?))),
+        "delete" => Ok(Step::Edit(Edit::Delete(object_ref(rest)?))),
+        "endpoints" => Ok(Step::Edit(Edit::Endpoints(slices(rest, body)?))),
         "gone" => {
             let (service, endpoint) = rest.split_once(' ').ok_or("gone SERVICE ENDPOINT")?;
-            Ok(Step::Gone { service: service.to_owned(), endpoint: pod(endpoint)? })
+            let (service, endpoint) = (service.to_owned(), pod(endpoint)?);
+            Ok(Step::Edit(Edit::Gone { service, endpoint }))
         }
         "flow" => Ok(Step::Flow(flow(rest)?)),
         "balanced" => Ok(Step::Balanced(flow(rest)?)),
@@ -280,7 +291,8 @@ fn slices(text: &str, body: &[&str]) -> Result<Slices, String> {
     let target = words.next().ok_or("endpoints of which Service?")?;
     let (service, suffix) = target.split_once('#').unwrap_or((target, ""));
     let port = |word: &str| {
-        let (name, rest) = word.split_once('=').ok_or(format!("`{word}` is not NAME=PORT/PROTOCOL"))?;
+        let (name, rest) =
+            word.split_once('=').ok_or(format!("`{word}` is not NAME=PORT/PROTOCOL"))?;
         let (number, protocol) = port_and_protocol(rest)?;
         Ok::<_, String>((name.to_owned(), number, protocol))
     };
@@ -359,7 +371,8 @@ fn only_families(endings: &[&str]) -> Result<Vec<Family>, String> {
 
 fn flow(text: &str) -> Result<Flow, String> {
     let (main, mut endings) = endings(text);
-    let (left, expected) = main.split_once(" = ").ok_or("` = ` and what is expected are missing")?;
+    let (left, expected) =
+        main.split_once(" = ").ok_or("` = ` and what is expected are missing")?;
     let (source, destination) = left.split_once(" -> ").ok_or("` -> ` is missing")?;
     let (address, port) = destination.trim().rsplit_once(':').ok_or("a port is missing")?;
     let (port, protocol) = port_and_protocol(port)?;

@@ -60,7 +60,9 @@ impl Namespace {
     /// Moves the calling thread inside, for good. Processes that it starts are inside too.
     pub(crate) fn enter(&self) {
         move_into_link_name_space(self.file.as_fd(), Some(LinkNameSpaceType::Network))
-            .unwrap_or_else(|error| panic!("entering {}: {error}; packet tests need root", self.name));
+            .unwrap_or_else(|error| {
+                panic!("entering {}: {error}; packet tests need root", self.name)
+            });
     }
 
     /// Another handle, for threads that outlive the borrow.

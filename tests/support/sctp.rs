@@ -66,7 +66,8 @@ impl Init {
     /// The cookie, if `packet` is the answer to this INIT.
     pub(crate) fn answer(self, packet: &[u8], has_ip_header: bool) -> Option<String> {
         let (ports, chunk) = split(packet, has_ip_header)?;
-        let for_us = ports == (self.destination_port, self.source_port) && chunk.first() == Some(&2);
+        let for_us =
+            ports == (self.destination_port, self.source_port) && chunk.first() == Some(&2);
         for_us.then_some(())?;
         let parameter = chunk.get(FIXED_INIT..)?;
         parameter.starts_with(&STATE_COOKIE).then_some(())?;

@@ -68,7 +68,8 @@ fn serve(
         let mut sctp_addresses = Vec::new();
         for listener in listeners {
             let at = SocketAddr::new(listener.address, listener.port);
-            let tcp = TcpListener::bind(at).await.unwrap_or_else(|error| panic!("{at}/tcp: {error}"));
+            let tcp =
+                TcpListener::bind(at).await.unwrap_or_else(|error| panic!("{at}/tcp: {error}"));
             let udp = UdpSocket::bind(at).await.unwrap_or_else(|error| panic!("{at}/udp: {error}"));
             tokio::spawn(serve_tcp(listener.name, tcp));
             tokio::spawn(serve_udp(listener.name, udp));

@@ -34,8 +34,13 @@ pub(crate) struct Tuple {
 
 /// All connections with ports that the namespace tracks, both families.
 pub(crate) fn flows(namespace: &Namespace) -> Vec<Flow> {
-    let listing = |family| namespace.command("conntrack", &["-L", "-o", "extended", "-f", family], "");
-    [listing("ipv4"), listing("ipv6")].iter().flat_map(|text| text.lines()).filter_map(parse_flow).collect()
+    let listing =
+        |family| namespace.command("conntrack", &["-L", "-o", "extended", "-f", family], "");
+    [listing("ipv4"), listing("ipv6")]
+        .iter()
+        .flat_map(|text| text.lines())
+        .filter_map(parse_flow)
+        .collect()
 }
 
 /// Flows without ports (ICMP) are `None`.
@@ -84,7 +89,8 @@ pub(crate) fn objects(namespace: &Namespace, table: &str) -> Objects {
 
 /// The elements of a set or map, each as compact JSON, sorted. Empty if there is no such set.
 pub(crate) fn rows(namespace: &Namespace, family: &str, table: &str, set: &str) -> Vec<String> {
-    let listing = namespace.run(|| command::output("nft", &["-j", "list", "set", family, table, set], ""));
+    let listing =
+        namespace.run(|| command::output("nft", &["-j", "list", "set", family, table, set], ""));
     let listing = if listing.status.success() {
         listing
     } else {

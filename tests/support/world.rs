@@ -181,9 +181,8 @@ impl World {
     }
 
     fn owner(&self, address: IpAddr) -> Place {
-        let on_node = |actor: &&Actor| {
-            actor.place == Place::Node1 && actor.addresses().contains(&address)
-        };
+        let on_node =
+            |actor: &&Actor| actor.place == Place::Node1 && actor.addresses().contains(&address);
         let local = address.is_loopback() || ACTORS.iter().any(|actor| on_node(&actor));
         if local { Place::Node1 } else { Place::Node2 }
     }
@@ -264,7 +263,8 @@ impl World {
             // Pods of the host network: they have the node's address.
             if let Some(node) = Actor::find(ROLES[place as usize]).filter(|it| !it.is_pod()) {
                 listeners.extend(
-                    node.addresses().map(|address| Listener::new(node.name, address, HOST_NETWORK_PORT)),
+                    node.addresses()
+                        .map(|address| Listener::new(node.name, address, HOST_NETWORK_PORT)),
                 );
             }
             self.servers.push(Servers::start(self.place(place), listeners));
@@ -300,7 +300,8 @@ fn addressing(place: Place) -> String {
         }
         Place::Node2 => {
             // Every address that node-1 leaves alone belongs to node-2.
-            for net in ["198.51.100.0/24", "10.96.0.0/16", "2001:db8:100::/64", "fd00:10:96::/112"] {
+            for net in ["198.51.100.0/24", "10.96.0.0/16", "2001:db8:100::/64", "fd00:10:96::/112"]
+            {
                 batch += &format!("route add local {net} dev lo\n");
             }
             via(&mut batch, "10.244.1.1", "fd00:10:244:1::1", "192.0.2.2", "2001:db8::2");

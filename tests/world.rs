@@ -269,8 +269,6 @@ fn connect(world: &World, client: &str, to: IpAddr, port: u16, protocol: Protoco
 
 #[track_caller]
 fn answered(outcome: &Outcome) -> Answer {
-    match outcome {
-        Outcome::Answered(answer) => answer.clone(),
-        other => panic!("{other}"),
-    }
+    let Outcome::Answered(answer) = outcome else { panic!("{outcome}") };
+    answer.clone()
 }

@@ -134,10 +134,11 @@ impl<'w> Packets<'w> {
             let to = SocketAddr::new(address, port);
             let passed = poll(LONG, || {
                 let source = client.address(address);
-                match self.world.home(client).run(|| ask(source, to, Protocol::Tcp, SILENCE)) {
-                    Outcome::Answered(answer) if answer.port == target => Ok(()),
-                    other => Err(format!("a change is not in force, its fence {to}: {other}")),
-                }
+                let outcome =
+                    self.world.home(client).run(|| ask(source, to, Protocol::Tcp, SILENCE));
+                let passed = matches!(&outcome, Outcome::Answered(it) if it.port == target);
+                let why = || format!("a change is not in force, its fence {to}: {outcome}");
+                passed.then_some(()).ok_or_else(why)
             });
             passed.map_err(|why| format!("{why}\nlog of the proxy:\n{}", log()))?;
         }

@@ -9,7 +9,7 @@ use kube_ferry::nft::schema::TABLE;
 
 use super::datapath::{Attempt, Datapath, Reach, Wanted};
 use super::objects::Objects;
-use super::story::{Ending, Expected, Flow, Line, Pod, Step, Story, Translation, When};
+use super::story::{Edit, Ending, Expected, Flow, Line, Pod, Step, Story, Translation, When};
 use crate::support::client::{ANSWER, Open, Outcome, SILENCE, ask};
 use crate::support::patience::{LONG, poll};
 use crate::support::proxy::get;
@@ -38,7 +38,7 @@ pub(crate) fn run(story: &Story, datapath: &mut impl Datapath) -> Result<(), Str
         // Flows that stand together run together; most of them wait for silence or for the scheduler.
         let flows: Vec<Line<Flow>> = steps.iter().map_while(as_flow).collect();
         if flows.is_empty() {
-            run.step(&first.what).map_err(|why| format!("{}: {why}", first.number))?;
+            run.step(first).map_err(|why| format!("{}: {why}", first.number))?;
             steps = rest;
         } else {
             run.put_in_force()?;
@@ -56,10 +56,8 @@ pub(crate) fn rehearse(story: &Story) -> Result<(), String> {
 }
 
 fn as_flow(step: &Line<Step>) -> Option<Line<Flow>> {
-    match &step.what {
-        Step::Flow(flow) => Some(Line { number: step.number, what: flow.clone() }),
-        _ => None,
-    }
+    let Step::Flow(flow) = &step.what else { return None };
+    Some(Line { number: step.number, what: flow.clone() })
 }
 
 struct Run<'d, D> {
@@ -80,21 +78,19 @@ struct OpenConnection {
 }
 
 impl<D: Datapath> Run<'_, D> {
-    fn step(&mut self, step: &Step) -> Result<(), String> {
-        if changes_objects(step) {
-            self.applied = false;
-            // They were about other objects.
-            self.last_flows.clear();
-            return self.change_objects(step);
+    fn step(&mut self, step: &Line<Step>) -> Result<(), String> {
+        if !matches!(step.what, Step::Edit(_)) {
+            self.put_in_force()?;
         }
-        self.put_in_force()?;
-        match step {
+        match &step.what {
+            Step::Edit(edit) => self.edit(edit),
+            Step::Flow(flow) => self.flows(&[Line { number: step.number, what: flow.clone() }]),
             Step::Sticky(name, flow) => self.sticky(name, flow),
             Step::Balanced(flow) => self.balanced(flow),
             Step::Open(name, flow) => self.open(name, flow),
             Step::Again { name, expected, when } => self.again(name, expected.as_ref(), *when),
             Step::Http { families, .. } => {
-                families.iter().try_for_each(|family| self.http(step, *family))
+                families.iter().try_for_each(|family| self.http(&step.what, *family))
             }
             Step::Remembered { source, yes, families } => {
                 families.iter().try_for_each(|family| self.remembered(*source, *yes, *family))
@@ -106,30 +102,30 @@ impl<D: Datapath> Run<'_, D> {
                 }
                 Ok(())
             }
-            Step::Flow(_)
-            | Step::Apply(..)
-            | Step::Change(..)
-            | Step::Delete(_)
-            | Step::Endpoints(_)
-            | Step::Gone { .. } => unreachable!("done above or by the caller"),
         }
     }
 
-    fn change_objects(&mut self, step: &Step) -> Result<(), String> {
-        match step {
-            Step::Apply(name, body) => self.objects.apply(name, body.clone()),
-            Step::Change(name, patch) => self.objects.change(name, patch.clone())?,
-            Step::Delete(name) => self.objects.delete(name)?,
-            Step::Endpoints(slices) => self.objects.set_endpoints(slices),
-            Step::Gone { service, endpoint } => {
-                // One pod in both families: endpoints are pods. A story that needs more says `IPv4 only`.
+    fn edit(&mut self, edit: &Edit) -> Result<(), String> {
+        self.applied = false;
+        // They were about other objects.
+        self.last_flows.clear();
+        match edit {
+            Edit::Apply(name, body) => self.objects.apply(name, body.clone()),
+            Edit::Change(name, patch) => self.objects.change(name, patch.clone())?,
+            Edit::Delete(name) => self.objects.delete(name)?,
+            Edit::Endpoints(slices) => self.objects.set_endpoints(slices),
+            Edit::Gone { service, endpoint } => {
+                // What both families found may be two pods: each then loses its own, and the other's too.
                 let families = Family::ALL.iter();
                 let pods: BTreeSet<&str> =
                     families.filter_map(|family| self.pod(endpoint, *family).ok()).collect();
-                let pod = pods.first().ok_or(format!("nothing found {endpoint:?}"))?;
-                self.objects.remove_endpoint(service, pod)?;
+                if pods.is_empty() {
+                    return Err(format!("nothing found {endpoint:?}"));
+                }
+                for pod in pods {
+                    self.objects.remove_endpoint(service, pod)?;
+                }
             }
-            _ => unreachable!("see changes_objects"),
         }
         Ok(())
     }
@@ -357,6 +353,7 @@ impl<D: Datapath> Run<'_, D> {
     }
 }
 
+<<<<<<< HEAD
 fn changes_objects(step: &Step) -> bool {
     matches!(
         step,
@@ -368,6 +365,8 @@ fn changes_objects(step: &Step) -> bool {
     )
 }
 
+=======
+>>>>>>> packets
 /// What a `sticky` step finds is decided by packets.
 fn depends_on_history(expected: &Expected) -> bool {
     let found = |pod: &Pod| matches!(pod, Pod::Found(_));
@@ -390,9 +389,12 @@ fn address(v4: Ipv4Addr, family: Family) -> IpAddr {
 fn answers(world: &World, attempt: &Attempt, count: usize) -> Result<Vec<String>, String> {
     let source = attempt.source.address(attempt.to.ip());
     world.home(attempt.source).run(|| {
-        let one = |_| match ask(source, attempt.to, attempt.protocol, ANSWER) {
-            Outcome::Answered(answer) => Ok(answer.by),
-            other => Err(format!("{}: {other}", attempt.to)),
+        let one = |_| {
+            let outcome = ask(source, attempt.to, attempt.protocol, ANSWER);
+            if let Outcome::Answered(answer) = outcome {
+                return Ok(answer.by);
+            }
+            Err(format!("{}: {outcome}", attempt.to))
         };
         (0..count).map(one).collect()
     })

@@ -62,15 +62,7 @@ pub(crate) struct Line<T> {
 
 #[derive(Clone, Debug)]
 pub(crate) enum Step {
-    Apply(ObjectRef, Value),
-    Change(ObjectRef, Value),
-    Delete(ObjectRef),
-    Endpoints(Slices),
-    /// Takes an endpoint out of all slices of a Service.
-    Gone {
-        service: String,
-        endpoint: Pod,
-    },
+    Edit(Edit),
     Flow(Flow),
     Balanced(Flow),
     Sticky(String, Flow),
@@ -98,6 +90,20 @@ pub(crate) enum Step {
     },
     Restart(Ending),
     Pause(Duration),
+}
+
+/// A change of the objects.
+#[derive(Clone, Debug)]
+pub(crate) enum Edit {
+    Apply(ObjectRef, Value),
+    Change(ObjectRef, Value),
+    Delete(ObjectRef),
+    Endpoints(Slices),
+    /// Takes an endpoint out of all slices of a Service.
+    Gone {
+        service: String,
+        endpoint: Pod,
+    },
 }
 
 /// `Service default/web`; cluster-scoped objects have no namespace.
@@ -239,13 +245,14 @@ fn parse_step(line: &str, body: &[&str]) -> Result<Step, String> {
         return Err(format!("`{word}` takes no indented lines: `{stray}`"));
     }
     match word {
-        "apply" => Ok(Step::Apply(object_ref(rest)?, yaml(body)?)),
-        "change" => Ok(Step::Change(object_ref(rest)?, yaml(body)?)),
-        "delete" => Ok(Step::Delete(object_ref(rest)?)),
-        "endpoints" => Ok(Step::Endpoints(slices(rest, body)?)),
+        "apply" => Ok(Step::Edit(Edit::Apply(object_ref(rest)?, yaml(body)?))),
+        "change" => Ok(Step::Edit(Edit::Change(object_ref(rest)?, yaml(body)?))),
+        "delete" => Ok(Step::Edit(Edit::Delete(object_ref(rest)?))),
+        "endpoints" => Ok(Step::Edit(Edit::Endpoints(slices(rest, body)?))),
         "gone" => {
             let (service, endpoint) = rest.split_once(' ').ok_or("gone SERVICE ENDPOINT")?;
-            Ok(Step::Gone { service: service.to_owned(), endpoint: pod(endpoint)? })
+            let (service, endpoint) = (service.to_owned(), pod(endpoint)?);
+            Ok(Step::Edit(Edit::Gone { service, endpoint }))
         }
         "flow" => Ok(Step::Flow(flow(rest)?)),
         "balanced" => Ok(Step::Balanced(flow(rest)?)),

@@ -239,9 +239,12 @@ fn read_line(stream: &mut TcpStream) -> io::Result<String> {
 }
 
 fn refusal(error: &io::Error) -> Outcome {
-    match error.kind() {
-        ErrorKind::ConnectionRefused => Outcome::Refused,
-        ErrorKind::TimedOut | ErrorKind::WouldBlock => Outcome::TimedOut,
-        _ => Outcome::Failed(error.to_string()),
+    let kind = error.kind();
+    if kind == ErrorKind::ConnectionRefused {
+        Outcome::Refused
+    } else if kind == ErrorKind::TimedOut || kind == ErrorKind::WouldBlock {
+        Outcome::TimedOut
+    } else {
+        Outcome::Failed(error.to_string())
     }
 }

@@ -39,17 +39,18 @@ impl<'w> Proxy<'w> {
 
     /// Starts the process again after [`Proxy::stop`].
     pub(crate) fn run(&mut self) -> Result<(), String> {
-        let log = File::options().create(true).append(true).open(&self.log).unwrap();
+        let log = File::options().create(true).append(true).open(&self.log);
+        let log = log.map_err(|error| format!("{}: {error}", self.log.display()))?;
+        let output = log.try_clone().map_err(|error| error.to_string())?;
         let child = self.namespace.run(|| {
             Command::new(env!("CARGO_BIN_EXE_kube-ferry"))
                 .args(&self.arguments)
                 .stdin(Stdio::null())
-                .stdout(log.try_clone().unwrap())
+                .stdout(output)
                 .stderr(log)
                 .spawn()
-                .unwrap()
         });
-        self.child = Some(child);
+        self.child = Some(child.map_err(|error| format!("starting the proxy: {error}"))?);
         poll(LONG, || self.has_synchronised())
     }
 
@@ -73,13 +74,13 @@ impl<'w> Proxy<'w> {
     pub(crate) fn metric(&self, name: &str) -> Option<f64> {
         let page = self.namespace.run(|| get(METRICS.parse().unwrap(), "/metrics")).ok()?.body;
         let lines = page.lines().filter(|line| line.starts_with(name));
-        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).reduce(|a, b| a + b)
+        lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).reduce(|a, b| a + b)
     }
 
     /// Both families have a successful sync behind them.
     fn has_synchronised(&mut self) -> Result<(), String> {
         let child = self.child.as_mut().ok_or("not started")?;
-        if let Some(status) = child.try_wait().unwrap() {
+        if let Some(status) = child.try_wait().map_err(|error| error.to_string())? {
             // Polling goes on in vain; better say at once what happened.
             panic!("the proxy ended with {status}:\n{}", self.log());
         }

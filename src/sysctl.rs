@@ -45,7 +45,7 @@ pub struct Written {
 #[derive(Debug)]
 pub struct Refused {
     pub path: PathBuf,
-    pub value: u64,
+    pub value: i64,
     /// What is in force instead, if it could be read.
     pub found: Option<u64>,
     pub source: io::Error,
@@ -102,7 +102,7 @@ pub fn apply(plan: &[Setting], root: &Path) -> Vec<Result<Written, Refused>> {
 fn apply_one(setting: &Setting, root: &Path) -> Result<Option<Written>, Refused> {
     let path = root.join(setting.path);
     let refused =
-        |found, source| Refused { path: path.clone(), value: setting.value, found, source };
+        |found, source| Refused { path: path.clone(), value: setting.value.cast_signed(), found, source };
     let before = read(&path).map_err(|source| refused(None, source))?;
     let good = match setting.rule {
         Rule::Equal => before == setting.value,
@@ -128,7 +128,7 @@ pub fn set_oom_score_adj(adj: i32, root: &Path) -> Result<(), Refused> {
     let path = root.join("proc/self/oom_score_adj");
     std::fs::write(&path, adj.to_string()).map_err(|source| Refused {
         path,
-        value: u64::from(adj.unsigned_abs()),
+        value: i64::from(adj),
         found: None,
         source,
     })

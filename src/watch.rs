@@ -33,11 +33,7 @@ use crate::model::Resource;
 use crate::objects::Context;
 
 pub use backoff::Backoff;
-<<<<<<< HEAD
 pub use channel::{ChangeReceiver, ChangeSender, Received, SideSender, channel};
-=======
-pub use channel::{ChangeReceiver, ChangeSender, Received, channel};
->>>>>>> watch
 pub use client::{ApiClient, ClientError, ConnectionPace, Server};
 pub use events::{Notice, NoticeKind, Outbox, Recorder, Regarding, recorder};
 pub use manifests::{Loaded, ManifestsError, load_manifests, watch_manifests};

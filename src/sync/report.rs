@@ -52,7 +52,7 @@ impl Default for HealthChecks {
 }
 
 /// Keeps what is needed to tell things once and in sum.
-pub struct Reporter {
+pub(super) struct Reporter {
     ports: Ports,
     node: Option<Node>,
     queued: bool,
@@ -72,12 +72,12 @@ struct Work {
 }
 
 impl Reporter {
-    pub fn new(ports: Ports) -> Reporter {
+    pub(super) fn new(ports: Ports) -> Reporter {
         Reporter { ports, node: None, queued: false, families: Vec::new(), work: Work::default() }
     }
 
     /// The loop begins.
-    pub fn started(&mut self, families: &[Family]) {
+    pub(super) fn started(&mut self, families: &[Family]) {
         self.families = families.to_vec();
         for &family in families {
             self.ports.health.updated(family);
@@ -86,7 +86,7 @@ impl Reporter {
     }
 
     /// Changes have come.
-    pub fn received(&mut self, changes: &[Change]) {
+    pub(super) fn received(&mut self, changes: &[Change]) {
         let (mut services, mut slices) = (0, 0);
         for change in changes {
             match change {
@@ -108,7 +108,7 @@ impl Reporter {
     }
 
     /// The own Node as it is now.
-    pub fn node(&mut self, node: &Node) {
+    pub(super) fn node(&mut self, node: &Node) {
         if self.node.as_ref() != Some(node) {
             self.ports.health.node(node);
             self.node = Some(node.clone());
@@ -116,7 +116,7 @@ impl Reporter {
     }
 
     /// There is something to write.
-    pub fn queued(&mut self, engine: &Engine) {
+    pub(super) fn queued(&mut self, engine: &Engine) {
         self.ports.metrics.service_changes_pending(engine.waiting());
         if !self.queued {
             self.queued = true;
@@ -129,7 +129,7 @@ impl Reporter {
     }
 
     /// The kernel's tables have been read.
-    pub fn observed(&mut self, tables: &BTreeMap<Family, ObservedTable>) {
+    pub(super) fn observed(&mut self, tables: &BTreeMap<Family, ObservedTable>) {
         self.work.full = true;
         for (family, table) in tables {
             let rows = table.elements.len();
@@ -143,7 +143,7 @@ impl Reporter {
     }
 
     /// A batch was sent.
-    pub fn batch(&mut self, batch: &Batch, result: BatchResult, took: Duration) {
+    pub(super) fn batch(&mut self, batch: &Batch, result: BatchResult, took: Duration) {
         self.ports.metrics.batch(result, batch.len(), took);
         if result == BatchResult::Committed {
             self.work.batches += 1;
@@ -156,7 +156,7 @@ impl Reporter {
     }
 
     /// What was planned is in the kernel.
-    pub fn committed(&mut self, mut outcome: Outcome, engine: &Engine) {
+    pub(super) fn committed(&mut self, mut outcome: Outcome, engine: &Engine) {
         let now = Timestamp::now().as_nanosecond();
         for (family, time) in outcome.triggers {
             let latency = u64::try_from(now.saturating_sub(time)).unwrap_or_default();
@@ -184,7 +184,7 @@ impl Reporter {
     }
 
     /// Everything is written.
-    pub fn done(&mut self, engine: &Engine) {
+    pub(super) fn done(&mut self, engine: &Engine) {
         let work = std::mem::take(&mut self.work);
         self.queued = false;
         let took = work.began.map(|began| began.elapsed()).unwrap_or_default();
@@ -220,7 +220,7 @@ impl Reporter {
     }
 
     /// A pass failed; the next one waits.
-    pub fn failed(&mut self, wait: Duration, failures: u32) {
+    pub(super) fn failed(&mut self, wait: Duration, failures: u32) {
         let took = self.work.began.map(|began| began.elapsed()).unwrap_or_default();
         let kind = if self.work.full { SyncKind::Full } else { SyncKind::Partial };
         for &family in &self.families {
@@ -235,7 +235,7 @@ impl Reporter {
     }
 
     /// The kernel refuses a Service.
-    pub fn left_out(&self, name: Option<&ObjectName>, rejection: &Rejection) {
+    pub(super) fn left_out(&self, name: Option<&ObjectName>, rejection: &Rejection) {
         let Some(name) = name else { return };
         let note = format!(
             "The kernel refuses the rules of this Service ({rejection}); what it had before stays in force, and it is \
@@ -245,7 +245,7 @@ impl Reporter {
         self.notice(name, "RulesRefused", note);
     }
 
-    pub fn conflicts(&self, conflicts: Conflicts, present: usize) {
+    pub(super) fn conflicts(&self, conflicts: Conflicts, present: usize) {
         if conflicts.is_empty() {
             return;
         }
@@ -267,7 +267,7 @@ impl Reporter {
         }
     }
 
-    pub fn limit(&self, cluster: &Cluster, limit: &Limit) {
+    pub(super) fn limit(&self, cluster: &Cluster, limit: &Limit) {
         let Some(name) = cluster.name(ServiceId(limit.owner.0)) else { return };
         let note = match limit.reason {
             LimitReason::Endpoints { wanted, used } => {

@@ -353,20 +353,6 @@ impl<D: Datapath> Run<'_, D> {
     }
 }
 
-<<<<<<< HEAD
-fn changes_objects(step: &Step) -> bool {
-    matches!(
-        step,
-        Step::Apply(..)
-            | Step::Change(..)
-            | Step::Delete(_)
-            | Step::Endpoints(_)
-            | Step::Gone { .. }
-    )
-}
-
-=======
->>>>>>> packets
 /// What a `sticky` step finds is decided by packets.
 fn depends_on_history(expected: &Expected) -> bool {
     let found = |pod: &Pod| matches!(pod, Pod::Found(_));

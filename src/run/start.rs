@@ -47,8 +47,10 @@ pub(super) fn sync(shell: &Shell) -> anyhow::Result<()> {
         watching::channel(QUEUE).context("cannot start the queue of changes")?;
     let (recorder, outbox) = watching::recorder(config.node_name.clone());
     start_events(shell, &source, outbox, &recorder);
-    // The addresses come first: nothing is written before all lists are there, so the loop knows them by then.
+    // The addresses are queued before anything else: nothing is written before all lists are there, so the loop knows
+    // them by then.
     let side = sender.side();
+    side.send(Change::HostAddresses(addresses.current().clone()));
     follow_addresses(addresses, side, shell.stop.clone())?;
     let (sweeps, sweeper) = start_sweeper(shell.metrics.clone())?;
     let health_checks = start_health_checks(shell, recorder.clone());
@@ -184,10 +186,10 @@ pub(super) async fn watch_source(
     }
 }
 
-/// Tells the loop the host's addresses, now and whenever they change.
+/// Tells the loop the host's addresses whenever they change.
 fn follow_addresses(mut addresses: Addresses, side: SideSender, stop: Stop) -> anyhow::Result<()> {
     let follow = move || {
-        let mut told = side.send(Change::HostAddresses(addresses.current().clone()));
+        let mut told = true;
         while told {
             match addresses.changed() {
                 Ok(now) => told = side.send(Change::HostAddresses(now.clone())),

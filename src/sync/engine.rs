@@ -15,7 +15,7 @@ use crate::kernel::Rejection;
 use crate::model::{Change, Cluster, Family, ServiceId, Touched};
 use crate::nft::compile::{Compiler, Limit, RowCounts};
 use crate::nft::schema::{Batch, ObservedTable, Owner};
-use crate::nft::skeleton::Program;
+use crate::nft::skeleton::{NodePortAddresses, Program};
 use crate::serve::HealthCheck;
 
 /// Rows in one batch while a lot is to be written. Other users of nf_tables on the host wait while a batch commits
@@ -188,12 +188,13 @@ impl Engine {
         self.recompute();
         let Some(compiler) = self.compiler.as_mut() else { return Batch::default() };
         for &family in &self.program.families {
-            let addresses = self.settings.node_port_ips(
-                family,
-                self.cluster.node(),
-                self.cluster.host_addresses(),
-            );
-            compiler.stage_node_port_ips(family, &addresses);
+            let (node, host) = (self.cluster.node(), self.cluster.host_addresses());
+            let listed = match self.program.family(family).node_ports {
+                NodePortAddresses::Listed => self.settings.node_port_ips(family, node, host),
+                // Such a program asks the kernel which addresses are local.
+                NodePortAddresses::All => BTreeSet::new(),
+            };
+            compiler.stage_node_port_ips(family, &listed);
             compiler.stage_service_cidrs(family, &self.cluster.service_cidrs(family));
         }
         let most_services = self.bisect.unwrap_or(usize::MAX);

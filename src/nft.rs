@@ -2,6 +2,9 @@
 //!
 //! In come [`crate::forward::ServiceForwarding`]s and what the kernel holds; out come [`Batch`]es. No netlink
 //! socket, no Service: `codec` turns values into netlink bytes and back, `render` turns them into nft's own syntax.
+//!
+//! `schema` has the words, `skeleton` the constant program, `slots` the places of endpoints, `compile` what to tell the
+//! kernel. `tables` are what a kernel holds, as values; `walk` follows a packet through them.
 
 pub mod codec;
 pub mod compile;
@@ -12,4 +15,5 @@ pub mod slots;
 pub mod tables;
 pub mod walk;
 
+pub use compile::{Compiler, Limit, LimitReason, RowCounts};
 pub use schema::{Batch, Chain, Key, Op, Owner, SetName, Slots, Value, Verdict};

@@ -19,6 +19,34 @@ fn nothing_is_staged_twice() {
     world.stage(1, &web(&[1, 2, 3], None));
     assert_eq!(world.compiler.staged_len(), 0);
     assert!(world.compiler.batch().is_empty());
+    world.stage(1, &web(&[4, 5], Some(60)));
+    world.stage(2, &service(2, &[9], None));
+    world.stage(1, &web(&[1, 2, 3], None));
+    world.stage(2, &ServiceForwarding::default());
+    // Slots may differ after the detour, and so may the draws' range; rows of service 2 leave no trace.
+    let of_2 = |op: &Op| matches!(op, Op::AddElement { owner: Some(Owner(2)), .. });
+    assert!(!world.compiler.batch().0.iter().any(of_2));
+    world.compiler.rollback();
+    world.stage(2, &service(2, &[9], None));
+    world.stage(2, &ServiceForwarding::default());
+    assert_eq!(world.compiler.staged_len(), 0);
+}
+
+#[test]
+fn a_port_that_is_split_gets_a_second_group() {
+    let mut world = World::new();
+    let mut split = web(&[1, 2], Some(60));
+    world.stage(1, &split);
+    world.commit();
+    let mut second = split.ports[0].clone();
+    second.frontends.remove(0);
+    second.cluster = vec![backend(3)];
+    split.ports[0].frontends.truncate(1);
+    split.ports.push(second);
+    world.stage(1, &split);
+    world.commit();
+    assert_eq!(world.kernel.tables.rows(Family::V4, SetName::StickyGroups).count(), 2);
+    assert_eq!(world.kernel.tables.rows(Family::V4, SetName::StickyEndpoints).count(), 3);
 }
 
 #[test]

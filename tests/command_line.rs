@@ -4,6 +4,10 @@ use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::process::{Child, Command, Output, Stdio};
 
+use tempfile::TempDir;
+
+use crate::support::namespace::Namespace;
+
 #[test]
 fn informational_modes_exit_with_0() {
     let version = run(&["--version"]);
@@ -65,6 +69,7 @@ fn the_configuration_in_force_is_written_and_loads_again() {
 
 #[test]
 fn sigterm_ends_it_with_0() {
+    let _host = own_host();
     let mut proxy = Proxy::start(&[]);
     proxy.wait_for("serving metrics");
     proxy.signal(rustix::process::Signal::TERM);
@@ -78,6 +83,7 @@ fn sigterm_ends_it_with_0() {
 
 #[test]
 fn a_port_in_use_is_an_error_only_if_asked_for() {
+    let _host = own_host();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let metrics = format!("--metrics-bind-address={}", taken.local_addr().unwrap());
     let mut strict = Proxy::start(&[&metrics, "--bind-address-hard-fail"]);
@@ -96,26 +102,39 @@ fn a_port_in_use_is_an_error_only_if_asked_for() {
 
 #[test]
 fn a_changed_configuration_file_ends_it() {
+    let _host = own_host();
     let dir = tempfile::tempdir().unwrap();
+    let manifests = dir.path().display().to_string();
     let path = dir.path().join("config");
     let text = |adj: i32| {
         format!(
             "{{apiVersion: kubeproxy.config.k8s.io/v1alpha1, kind: KubeProxyConfiguration, mode: nftables, \
              conntrack: {{maxPerCore: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}}, \
-             healthzBindAddress: '127.0.0.1:{}', metricsBindAddress: '127.0.0.1:{}', oomScoreAdj: {adj}}}",
+             healthzBindAddress: '127.0.0.1:{}', metricsBindAddress: '127.0.0.1:{}', oomScoreAdj: {adj}, \
+             kubeFerry: {{manifests: {manifests}}}}}",
             free_port(),
             free_port()
         )
     };
     std::fs::write(&path, text(0)).unwrap();
-    let mut proxy = Proxy::start_with(&[&format!("--config={}", path.display())]);
+    let mut proxy = Proxy::start_with(&[&format!("--config={}", path.display())], dir);
     proxy.wait_for("serving metrics");
     std::fs::write(&path, text(1)).unwrap();
     assert_eq!(proxy.wait(), 1);
     assert!(proxy.log.iter().any(|line| line.contains("has changed")), "{:?}", proxy.log);
 }
 
+/// Puts this thread, and so what it starts, into a network namespace of its own.
+fn own_host() -> Namespace {
+    let host = crate::support::namespace::create(&["host"]).pop().unwrap();
+    host.enter();
+    host.command("ip", &["link", "set", "lo", "up"], "");
+    host
+}
+
 struct Proxy {
+    /// An empty directory of manifests.
+    _manifests: TempDir,
     child: Child,
     stderr: BufReader<std::process::ChildStderr>,
     log: Vec<String>,
@@ -135,14 +154,17 @@ impl Proxy {
             "--conntrack-tcp-timeout-close-wait=0",
             "--oom-score-adj=0",
         ];
+        let manifests = tempfile::tempdir().unwrap();
+        let from = format!("--manifests={}", manifests.path().display());
+        all.push(&from);
         all.extend(flags);
-        Proxy::start_with(&all)
+        Proxy::start_with(&all, manifests)
     }
 
-    fn start_with(flags: &[&str]) -> Proxy {
+    fn start_with(flags: &[&str], manifests: TempDir) -> Proxy {
         let mut child = command(flags).stderr(Stdio::piped()).spawn().unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
-        Proxy { child, stderr, log: Vec::new() }
+        Proxy { _manifests: manifests, child, stderr, log: Vec::new() }
     }
 
     /// Reads the log up to a line with `part`; panics when the log ends before.

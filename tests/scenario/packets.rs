@@ -76,7 +76,7 @@ impl<'w> Packets<'w> {
         std::fs::create_dir(directory.path().join("manifests")).unwrap();
         let manifests = directory.path().join("manifests").display().to_string();
         let mut arguments: Vec<String> =
-            ["--manifests", &manifests, "--hostname-override", "node-1"]
+            ["--manifests", &manifests, "--hostname-override", "node-1", "--proxy-mode", "nftables"]
                 .map(str::to_owned)
                 .to_vec();
         if !story.flags.iter().any(|flag| flag.starts_with("--cluster-cidr")) {

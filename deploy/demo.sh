@@ -100,7 +100,7 @@ metrics() {
 
 synced() { metrics | grep -q '^kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family="IPv4"} [1-9]'; }
 
-common=(--manifests "$work/manifests" --hostname-override node-1 --cluster-cidr 10.244.0.0/16,fd00:10:244::/48)
+common=(--proxy-mode=nftables --manifests "$work/manifests" --hostname-override node-1 --cluster-cidr 10.244.0.0/16,fd00:10:244::/48)
 
 title "A node with three pods and a client, and a host outside; each a network namespace"
 lay_out

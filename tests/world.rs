@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::thread;
+use std::time::Duration;
 
 use kube_ferry::model::Protocol;
 
@@ -19,7 +20,7 @@ fn everybody_reaches_the_pods_directly() {
         for pod in ["pod-1b", "pod-2a", "pod-2h"] {
             let pod = actor(pod);
             for (address, protocol) in pairs(pod) {
-                let answer = answered(&connect(&world, client, address, 8080, protocol));
+                let answer = answer(&world, client, address, 8080, protocol);
                 assert_eq!((answer.by.as_str(), answer.port), (pod.name, 8080));
                 assert!(answer.source_kept(), "{answer:?}");
                 assert_eq!(answer.seen.ip(), actor(client).address(address), "{client}");
@@ -33,8 +34,7 @@ fn the_nodes_are_reached_from_outside() {
     let world = World::new();
     for node in ["node-1", "node-2"] {
         for (address, protocol) in pairs(actor(node)) {
-            let answer =
-                answered(&connect(&world, "outside", address, HOST_NETWORK_PORT, protocol));
+            let answer = answer(&world, "outside", address, HOST_NETWORK_PORT, protocol);
             assert_eq!(answer.by, node);
         }
     }
@@ -66,7 +66,7 @@ fn what_nobody_handles_is_answered_behind_the_node() {
     for (address, port) in listeners {
         for protocol in [Protocol::Tcp, Protocol::Udp] {
             for client in ["outside", "client", "node-1"] {
-                let answer = answered(&connect(&world, client, address, port, protocol));
+                let answer = answer(&world, client, address, port, protocol);
                 assert_eq!(answer.by, "host", "{client} -> {address}/{protocol}");
             }
         }
@@ -123,14 +123,14 @@ fn sees_what_rules_do(world: &World, client: &str) {
     for protocol in PROTOCOLS {
         for family in [0, 1] {
             let service = |last| [v4_service(last), twin_of(v4_service(last))][family];
-            let reach = |last| answered(&connect(world, client, service(last), 80, protocol));
+            let reach = |last| answer(world, client, service(last), 80, protocol);
             let marked = reach(10);
             assert_eq!((marked.by.as_str(), marked.port), ("pod-1a", 8080), "{client}");
             assert!(!marked.source_kept(), "{client} {protocol} {marked:?}");
             let plain = reach(11);
             assert_eq!((plain.by.as_str(), plain.port), ("pod-2a", 8081), "{client}");
             assert!(plain.source_kept(), "{client} {protocol} {plain:?}");
-            let rejected = connect(world, client, service(12), 80, protocol);
+            let rejected = connect_within(ANSWER, world, client, service(12), 80, protocol);
             assert_eq!(rejected, Outcome::Refused, "{client} {protocol}");
             let dropped = connect(world, client, service(13), 80, protocol);
             assert_eq!(dropped, Outcome::TimedOut, "{client} {protocol}");
@@ -144,7 +144,7 @@ fn conntrack_tells_where_a_connection_went() {
     world.node().command("nft", &["-f", "-"], BY_HAND);
     for protocol in PROTOCOLS {
         for address in [v4_service(10), twin_of(v4_service(10))] {
-            let answer = answered(&connect(&world, "client", address, 80, protocol));
+            let answer = answer(&world, "client", address, 80, protocol);
             let flows = witness::flows(world.node());
             let flow = flows.iter().find(|it| it.original.source == answer.sent);
             let flow = flow.unwrap_or_else(|| panic!("no flow of {answer:?} in {flows:?}"));
@@ -258,13 +258,32 @@ fn pairs(actor: Actor) -> impl Iterator<Item = (IpAddr, Protocol)> {
     addresses.into_iter().flat_map(|address| PROTOCOLS.map(|protocol| (address, protocol)))
 }
 
-/// Drop detection only where the outcome may be silence; see [`SILENCE`].
+/// Waits as long as an answer may take on a busy machine.
+#[track_caller]
+fn answer(world: &World, client: &str, to: IpAddr, port: u16, protocol: Protocol) -> Answer {
+    let outcome = connect_within(ANSWER, world, client, to, port, protocol);
+    let Outcome::Answered(answer) = outcome else {
+        panic!("{client} -> {to}:{port}/{protocol}: {outcome}")
+    };
+    answer
+}
+
+/// Waits only as long as it takes to call it silence.
 fn connect(world: &World, client: &str, to: IpAddr, port: u16, protocol: Protocol) -> Outcome {
+    connect_within(SILENCE, world, client, to, port, protocol)
+}
+
+fn connect_within(
+    patience: Duration,
+    world: &World,
+    client: &str,
+    to: IpAddr,
+    port: u16,
+    protocol: Protocol,
+) -> Outcome {
     let client = actor(client);
     let to = SocketAddr::new(to, port);
-    let outcome = world.home(client).run(|| ask(client.address(to.ip()), to, protocol, SILENCE));
-    println!("{} -> {to}/{protocol}: {outcome}", client.name);
-    outcome
+    world.home(client).run(|| ask(client.address(to.ip()), to, protocol, patience))
 }
 
 #[track_caller]

@@ -75,10 +75,9 @@ impl<'w> Packets<'w> {
         let directory = tempfile::tempdir().unwrap();
         std::fs::create_dir(directory.path().join("manifests")).unwrap();
         let manifests = directory.path().join("manifests").display().to_string();
-        let mut arguments: Vec<String> =
-            ["--manifests", &manifests, "--hostname-override", "node-1", "--proxy-mode", "nftables"]
-                .map(str::to_owned)
-                .to_vec();
+        let fixed = ["--proxy-mode=nftables", "--hostname-override=node-1"];
+        let mut arguments: Vec<String> = fixed.map(str::to_owned).to_vec();
+        arguments.push(format!("--manifests={manifests}"));
         if !story.flags.iter().any(|flag| flag.starts_with("--cluster-cidr")) {
             arguments.push("--cluster-cidr=10.244.0.0/16,fd00:10:244::/48".to_owned());
         }

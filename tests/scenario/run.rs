@@ -97,6 +97,8 @@ impl<D: Datapath> Run<'_, D> {
             }
             Step::Restart(ending) => self.restart(*ending),
             Step::Pause(time) => {
+                // What time undoes is not to be asked again.
+                self.last_flows.clear();
                 if self.datapath.world().is_some() {
                     thread::sleep(*time);
                 }

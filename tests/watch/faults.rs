@@ -1,11 +1,12 @@
 //! What goes wrong on the way, and that the right state comes out of it all the same.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kube_ferry::model::Resource;
 use kube_ferry::watch::{Server, State, Trouble};
 use proptest::test_runner::{RngAlgorithm, TestRng};
 use rand_from_proptest::Dice;
+use tokio::time::Instant;
 
 use super::rig::{Rig, furnish, node, service, stir};
 use crate::support::apiserver::{ApiServer, Ask, Fault, On};

@@ -6,7 +6,7 @@ use kube_ferry::model::Resource;
 use kube_ferry::watch::{State, Trouble};
 use serde_json::json;
 
-use super::rig::{Rig, furnish, service, service_cidr, slice, stir};
+use super::rig::{Patience, Rig, furnish, service, service_cidr, slice, stir};
 use crate::support::apiserver::{ApiServer, Ask, Fault, On};
 
 #[test]
@@ -165,7 +165,7 @@ fn a_consumer_that_is_busy_stops_the_reading() {
         service["metadata"]["annotations"] = json!({ "text": text });
         service
     }));
-    let rig = Rig::watch_as(kube_ferry::watch::Server::Address(server.url()), 8);
+    let rig = Rig::watch_as(kube_ferry::watch::Server::Address(server.url()), 8, Patience::Long);
     // Nothing is received: the bytes on the way come to a stop long before all 29 MB.
     let mut last = u64::MAX;
     while last != server.bytes_sent() || last == 0 {

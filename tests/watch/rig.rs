@@ -22,25 +22,42 @@ pub(crate) const ALL: [Resource; 4] =
 /// No test takes so long unless something is wrong.
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// Everything a hundred times faster than in production.
-pub(crate) fn quick() -> WatchPace {
-    WatchPace {
-        backoff: Backoff { first: Duration::from_millis(10), most: Duration::from_millis(100) },
-        settled: Duration::from_millis(50),
-        relist_spread: Duration::from_millis(20),
-        silence: Duration::from_millis(400),
-        list_silence: Duration::from_millis(400),
-        absent_retry: Duration::from_millis(50),
-        watch_timeout: Duration::from_secs(300),
-    }
+/// How long silence is borne. Retries are a hundred times faster than in production either way.
+#[derive(Clone, Copy)]
+pub(crate) enum Patience {
+    /// Longer than any hiccup of a busy machine: what is counted are real faults.
+    Long,
+    /// For faults that only time tells.
+    Short,
 }
 
-pub(crate) fn quick_connection() -> ConnectionPace {
-    ConnectionPace {
-        connect_timeout: Duration::from_millis(500),
-        ping_interval: Duration::from_millis(100),
-        ping_timeout: Duration::from_millis(300),
-        response_timeout: Duration::from_millis(500),
+impl Patience {
+    fn limit(self) -> Duration {
+        match self {
+            Patience::Long => Duration::from_secs(10),
+            Patience::Short => Duration::from_millis(400),
+        }
+    }
+
+    fn watch(self) -> WatchPace {
+        WatchPace {
+            backoff: Backoff { first: Duration::from_millis(10), most: Duration::from_millis(100) },
+            settled: Duration::from_millis(50),
+            relist_spread: Duration::from_millis(20),
+            silence: self.limit(),
+            list_silence: self.limit(),
+            absent_retry: Duration::from_millis(50),
+            watch_timeout: Duration::from_secs(300),
+        }
+    }
+
+    pub(crate) fn connection(self) -> ConnectionPace {
+        ConnectionPace {
+            connect_timeout: self.limit(),
+            ping_interval: self.limit() / 4,
+            ping_timeout: self.limit(),
+            response_timeout: self.limit(),
+        }
     }
 }
 
@@ -127,19 +144,26 @@ pub(crate) struct Rig {
 impl Rig {
     /// Watches this server without credentials.
     pub(crate) fn watch(server: &ApiServer) -> Rig {
-        Rig::watch_as(Server::Address(server.url()), 64)
+        Rig::watch_as(Server::Address(server.url()), 64, Patience::Long)
     }
 
     /// Watches by a kubeconfig.
     pub(crate) fn watch_with(kubeconfig: &Path) -> Rig {
-        Rig::watch_as(Server::Kubeconfig { path: kubeconfig.to_owned(), master: None }, 64)
+        let server = Server::Kubeconfig { path: kubeconfig.to_owned(), master: None };
+        Rig::watch_as(server, 64, Patience::Long)
     }
 
-    pub(crate) fn watch_as(server: Server, capacity: usize) -> Rig {
+    /// Watches by a kubeconfig, and soon takes silence for a fault.
+    pub(crate) fn watch_hastily(kubeconfig: &Path) -> Rig {
+        let server = Server::Kubeconfig { path: kubeconfig.to_owned(), master: None };
+        Rig::watch_as(server, 64, Patience::Short)
+    }
+
+    pub(crate) fn watch_as(server: Server, capacity: usize, patience: Patience) -> Rig {
         Rig::begin(capacity, move |watching, outbox| async move {
-            let client = ApiClient::new(server, quick_connection()).await.unwrap();
+            let client = ApiClient::new(server, patience.connection()).await.unwrap();
             let client = Arc::new(client);
-            let watch = watch_api_server(client.clone(), quick(), watching);
+            let watch = watch_api_server(client.clone(), patience.watch(), watching);
             // The outbox ends when the test drops its recorder.
             tokio::join!(watch, outbox.post(client));
         })

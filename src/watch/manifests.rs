@@ -182,9 +182,9 @@ impl Notices {
     fn new(path: &Path) -> Result<Self, notify::Error> {
         let notify = Arc::new(Notify::new());
         let notifier = notify.clone();
+        let here = path.to_owned();
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            // Our own reading is an access; to look because of it would never end.
-            if !event.is_ok_and(|it| it.kind.is_access()) {
+            if event.map_or(true, |it| concerns(&it, &here)) {
                 notifier.notify_one();
             }
         })?;
@@ -207,4 +207,12 @@ impl Notices {
             }
         }
     }
+}
+
+/// Whether something happened in the directory or to it, and not to its neighbours.
+fn concerns(event: &notify::Event, directory: &Path) -> bool {
+    let is_here =
+        |path: &PathBuf| path.starts_with(directory) || path.file_name() == directory.file_name();
+    // Our own reading is an access; to look because of it would never end. Without paths: notices were lost.
+    !event.kind.is_access() && (event.paths.is_empty() || event.paths.iter().any(is_here))
 }

@@ -13,7 +13,9 @@
 //! ends in a loop of errors, one odd object spoils its whole list page for ever, pages are held as text and as objects
 //! before the first is handed on, `Retry-After` is lost, and a line cut in two is passed over in silence.
 
-use std::borrow::Cow;
+mod message;
+mod recovery;
+
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -21,8 +23,6 @@ use std::time::Duration;
 use http::{Response, Version};
 use http_body_util::BodyExt;
 use kube::client::Body;
-use serde::Deserialize;
-use serde_json::value::RawValue;
 use tokio::time::Instant;
 
 use crate::model::Change;
@@ -38,12 +38,7 @@ use super::stats::{ResourceStats, State};
 use super::trouble::{ApiError, Trouble};
 use super::versions::Versions;
 use super::wire::{Items, Line, Lines};
-
-/// Lines that make no sense, one after the other, before the version is given up and everything listed anew.
-const GARBAGE_LIMIT: u32 = 3;
-
-/// The longest `Retry-After` that is obeyed.
-const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(120);
+use message::{Event, List, ListMetadata, Status};
 
 /// How patient a watch is.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -410,101 +405,6 @@ impl<'a> Reflector<'a> {
         );
     }
 
-    // What comes after.
-
-    /// The watch ended in an orderly way. Waits only if it had hardly begun.
-    fn after_end(&mut self) -> Duration {
-        if self.has_settled() {
-            self.failures = 0;
-            return Duration::ZERO;
-        }
-        self.failures = self.failures.saturating_add(1);
-        self.pace.backoff.delay(self.failures, random())
-    }
-
-    fn after_failure(&mut self, error: &ApiError) -> Duration {
-        self.report(error);
-        if self.has_settled() {
-            self.failures = 0;
-        }
-        self.failures = self.failures.saturating_add(1);
-        let backoff = self.pace.backoff.delay(self.failures, random());
-        match error.trouble {
-            Trouble::Gone => {
-                self.version = None;
-                return backoff.max(self.pace.relist_spread.mul_f64(random()));
-            }
-            Trouble::Refused => self.version = None,
-            Trouble::Garbage => {
-                self.garbage += 1;
-                if self.garbage >= GARBAGE_LIMIT {
-                    self.version = None;
-                }
-            }
-            Trouble::Connect
-            | Trouble::Tls
-            | Trouble::Silence
-            | Trouble::Broken
-            | Trouble::Unauthorized
-            | Trouble::Forbidden
-            | Trouble::NotFound
-            | Trouble::TooManyRequests
-            | Trouble::ServerError => (),
-        }
-        match error.retry_after {
-            // Not all at the very moment that the server named.
-            Some(asked) => {
-                asked.min(LONGEST_RETRY_AFTER).mul_f64(1.0 + 0.2 * random()).max(backoff)
-            }
-            None => backoff,
-        }
-    }
-
-    fn has_settled(&mut self) -> bool {
-        self.following.take().is_some_and(|since| since.elapsed() >= self.pace.settled)
-    }
-
-    fn is_absent(&self, error: &ApiError) -> bool {
-        self.spec.optional && matches!(error.trouble, Trouble::NotFound | Trouble::Forbidden)
-    }
-
-    /// The server or our role lacks an optional resource: that is a complete list of nothing.
-    async fn announce_absence(&mut self, error: &ApiError) -> Result<(), Closed> {
-        self.report(error);
-        self.version = None;
-        self.following = None;
-        if self.stats.state() == State::Absent {
-            return Ok(());
-        }
-        self.sender.send(Change::Listing(self.spec.resource)).await?;
-        self.sender.send(Change::Listed(self.spec.resource)).await?;
-        self.stats.set_state(State::Absent);
-        Ok(())
-    }
-
-    /// Counts every failure, logs a kind of failure once until it is over.
-    fn report(&mut self, error: &ApiError) {
-        self.stats.count_error(error.trouble);
-        if self.stats.state() != State::Absent {
-            self.stats.set_state(State::Waiting);
-        }
-        let resource = self.spec.resource;
-        if self.reported == Some(error.trouble) || error.trouble == Trouble::Gone {
-            tracing::debug!(?resource, %error, "the watch failed again");
-            return;
-        }
-        self.reported = Some(error.trouble);
-        tracing::warn!(?resource, %error, "the watch failed and will be tried again; forwarding goes on as it is");
-    }
-
-    fn now_following(&mut self) {
-        self.stats.set_state(State::Watching);
-        self.following = Some(Instant::now());
-        if self.reported.take().is_some() {
-            tracing::info!(resource = ?self.spec.resource, "the watch works again");
-        }
-    }
-
     // Odds and ends of requests.
 
     /// The next bytes of a body; `None` at its orderly end.
@@ -540,42 +440,4 @@ impl<'a> Reflector<'a> {
     fn failure(&self, trouble: Trouble, what: impl Into<String>) -> ApiError {
         ApiError::new(trouble, &self.doing(), what)
     }
-}
-
-/// A line of a watch.
-#[derive(Deserialize)]
-struct Event<'a> {
-    #[serde(rename = "type", borrow)]
-    kind: Cow<'a, str>,
-    #[serde(borrow)]
-    object: &'a RawValue,
-}
-
-/// What is read of a list besides its items, of a bookmark, and of an object for its version.
-#[derive(Deserialize)]
-struct List {
-    metadata: ListMetadata,
-}
-
-#[derive(Deserialize)]
-struct ListMetadata {
-    #[serde(rename = "resourceVersion", default)]
-    version: String,
-    #[serde(rename = "continue", default)]
-    next: Option<String>,
-    #[serde(default)]
-    annotations: Option<BookmarkAnnotations>,
-}
-
-#[derive(Deserialize)]
-struct BookmarkAnnotations {
-    #[serde(rename = "k8s.io/initial-events-end")]
-    initial_events_end: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct Status {
-    code: u16,
-    #[serde(default)]
-    message: String,
 }

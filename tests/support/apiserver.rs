@@ -18,10 +18,10 @@ use serde_json::Value;
 use tokio::sync::watch;
 
 use store::Store;
-pub use tls::Tls;
+pub(crate) use tls::Tls;
 
 /// A running server. Dropping it ends everything.
-pub struct ApiServer {
+pub(crate) struct ApiServer {
     shared: Arc<Shared>,
     address: SocketAddr,
     scheme: &'static str,
@@ -74,38 +74,38 @@ pub(crate) struct Script {
 
 /// A request as it came in.
 #[derive(Clone, Debug)]
-pub struct Request {
-    pub method: String,
-    pub path: String,
+pub(crate) struct Request {
+    pub(crate) method: String,
+    pub(crate) path: String,
     /// Decoded.
-    pub query: BTreeMap<String, String>,
-    pub user_agent: String,
-    pub authorization: String,
+    pub(crate) query: BTreeMap<String, String>,
+    pub(crate) user_agent: String,
+    pub(crate) authorization: String,
     pub http2: bool,
     /// Which TCP connection, counted from 1.
-    pub connection: u64,
+    pub(crate) connection: u64,
 }
 
 impl Request {
-    pub fn is_list(&self) -> bool {
+    pub(crate) fn is_list(&self) -> bool {
         self.method == "GET" && !self.query.contains_key("watch")
     }
 
-    pub fn is_stream(&self) -> bool {
+    pub(crate) fn is_stream(&self) -> bool {
         self.query.contains_key("sendInitialEvents")
     }
 
-    pub fn is_watch(&self) -> bool {
+    pub(crate) fn is_watch(&self) -> bool {
         self.query.contains_key("watch") && !self.is_stream()
     }
 }
 
 /// Which requests a fault hits: plural name of the resource, and what is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct On(pub &'static str, pub Ask);
+pub(crate) struct On(pub(crate) &'static str, pub(crate) Ask);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ask {
+pub(crate) enum Ask {
     List,
     Stream,
     Watch,
@@ -114,7 +114,7 @@ pub enum Ask {
 
 /// What goes wrong, once.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Fault {
+pub(crate) enum Fault {
     /// Answer with this status; `Retry-After` in seconds.
     Status(u16, Option<u64>),
     /// Answer 200 and send an ERROR event with this code.
@@ -137,17 +137,17 @@ pub enum Fault {
 
 impl ApiServer {
     /// Plain HTTP/1.1 on a free port of 127.0.0.1.
-    pub fn start() -> ApiServer {
+    pub(crate) fn start() -> ApiServer {
         ApiServer::run(None)
     }
 
     /// TLS with HTTP/2 and HTTP/1.1 offered.
-    pub fn start_tls() -> ApiServer {
+    pub(crate) fn start_tls() -> ApiServer {
         ApiServer::run(Some(Tls::new(&[b"h2", b"http/1.1"])))
     }
 
     /// TLS with HTTP/1.1 only.
-    pub fn start_tls_http1() -> ApiServer {
+    pub(crate) fn start_tls_http1() -> ApiServer {
         ApiServer::run(Some(Tls::new(&[b"http/1.1"])))
     }
 
@@ -176,12 +176,12 @@ impl ApiServer {
 
     // Where it is.
 
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("{}://{}", self.scheme, self.address)
     }
 
     /// Writes a kubeconfig, with the certificate authority in a file of its own and, if wanted, a token file.
-    pub fn kubeconfig(&self, directory: &Path, token_file: Option<&Path>) -> PathBuf {
+    pub(crate) fn kubeconfig(&self, directory: &Path, token_file: Option<&Path>) -> PathBuf {
         let mut cluster = format!("server: {}", self.url());
         if self.tls.is_some() {
             self.write_authority(directory);
@@ -201,7 +201,7 @@ impl ApiServer {
     }
 
     /// Writes the certificate of the present authority to `ca.crt`.
-    pub fn write_authority(&self, directory: &Path) {
+    pub(crate) fn write_authority(&self, directory: &Path) {
         let tls = self.tls.as_ref().expect("a server with TLS");
         std::fs::write(directory.join("ca.crt"), tls.authority()).unwrap();
     }
@@ -209,21 +209,21 @@ impl ApiServer {
     // What it holds.
 
     /// Creates or replaces an object; returns its version.
-    pub fn put(&self, object: Value) -> u64 {
+    pub(crate) fn put(&self, object: Value) -> u64 {
         let version = self.shared.store.lock().unwrap().put(object);
         self.shared.changed.send_replace(version);
         version
     }
 
     /// Creates many objects.
-    pub fn load(&self, objects: impl IntoIterator<Item = Value>) {
+    pub(crate) fn load(&self, objects: impl IntoIterator<Item = Value>) {
         let mut store = self.shared.store.lock().unwrap();
         let last = objects.into_iter().map(|it| store.put(it)).last();
         self.shared.changed.send_replace(last.unwrap_or_default());
     }
 
     /// Deletes an object; whether it was there. The namespace is empty for cluster-scoped ones.
-    pub fn delete(&self, plural: &'static str, namespace: &str, name: &str) -> bool {
+    pub(crate) fn delete(&self, plural: &'static str, namespace: &str, name: &str) -> bool {
         let version = self.shared.store.lock().unwrap().delete(plural, namespace, name);
         if let Some(version) = version {
             self.shared.changed.send_replace(version);
@@ -232,78 +232,78 @@ impl ApiServer {
     }
 
     /// The objects that a selector leaves, as they are now.
-    pub fn objects(&self, plural: &'static str, labels: &str, fields: &str) -> Vec<Value> {
+    pub(crate) fn objects(&self, plural: &'static str, labels: &str, fields: &str) -> Vec<Value> {
         let store = self.shared.store.lock().unwrap();
         let objects = store.select(plural, labels, fields);
         objects.map(|it| serde_json::from_slice(&it.json).unwrap()).collect()
     }
 
     /// Forgets the history: watches from earlier versions and old `continue` tokens get 410.
-    pub fn compact(&self) {
+    pub(crate) fn compact(&self) {
         self.shared.store.lock().unwrap().compact();
     }
 
     /// Sets the version back, as a restored etcd does.
-    pub fn restore_version(&self, version: u64) {
+    pub(crate) fn restore_version(&self, version: u64) {
         self.shared.store.lock().unwrap().restore(version);
     }
 
     /// Events that were posted.
-    pub fn events(&self) -> Vec<Value> {
+    pub(crate) fn events(&self) -> Vec<Value> {
         self.script().events.clone()
     }
 
     // What goes wrong.
 
     /// The next requests of this kind meet these faults, one each.
-    pub fn fail_next(&self, on: On, faults: impl IntoIterator<Item = Fault>) {
+    pub(crate) fn fail_next(&self, on: On, faults: impl IntoIterator<Item = Fault>) {
         self.script().faults.extend(faults.into_iter().map(|fault| (on, fault)));
     }
 
-    pub fn refuse_streaming_lists(&self) {
+    pub(crate) fn refuse_streaming_lists(&self) {
         self.script().no_streaming_lists = true;
     }
 
     /// The server does not know this resource: 404.
-    pub fn remove_resource(&self, plural: &'static str) {
+    pub(crate) fn remove_resource(&self, plural: &'static str) {
         self.script().absent.push(plural);
     }
 
-    pub fn restore_resource(&self, plural: &str) {
+    pub(crate) fn restore_resource(&self, plural: &str) {
         self.script().absent.retain(|it| *it != plural);
     }
 
     /// Demands this bearer token from now on.
-    pub fn demand_token(&self, token: &str) {
+    pub(crate) fn demand_token(&self, token: &str) {
         self.script().token = Some(token.to_owned());
     }
 
-    pub fn send_bookmarks_every(&self, interval: Duration) {
+    pub(crate) fn send_bookmarks_every(&self, interval: Duration) {
         self.script().bookmark_every = Some(interval);
     }
 
     /// Closes all connections.
-    pub fn drop_connections(&self) {
+    pub(crate) fn drop_connections(&self) {
         self.shared.closed.send_replace(self.connections());
     }
 
     /// All present connections stay open and go silent. New ones work.
-    pub fn freeze_connections(&self) {
+    pub(crate) fn freeze_connections(&self) {
         self.shared.frozen.store(self.connections(), Ordering::SeqCst);
     }
 
     /// Closes the port and all connections.
-    pub fn go_down(&self) {
+    pub(crate) fn go_down(&self) {
         self.shared.listening.send_replace(Listening::No);
         self.drop_connections();
     }
 
-    pub fn come_up(&self) {
+    pub(crate) fn come_up(&self) {
         self.shared.listening.send_replace(Listening::Yes);
     }
 
     /// Takes another certificate authority and a new certificate for new connections.
-    pub fn rotate_authority(&mut self) {
+    pub(crate) fn rotate_authority(&mut self) {
         let tls = self.tls.as_mut().expect("a server with TLS");
         tls.rotate();
         *self.shared.acceptor.lock().unwrap() = Some(tls.acceptor());
@@ -311,26 +311,26 @@ impl ApiServer {
 
     // What it saw.
 
-    pub fn requests(&self) -> Vec<Request> {
+    pub(crate) fn requests(&self) -> Vec<Request> {
         self.script().requests.clone()
     }
 
     /// Requests about one resource.
-    pub fn requests_for(&self, plural: &str) -> Vec<Request> {
+    pub(crate) fn requests_for(&self, plural: &str) -> Vec<Request> {
         let requests = self.script().requests.clone();
         requests.into_iter().filter(|it| it.path.ends_with(&format!("/{plural}"))).collect()
     }
 
     /// TCP connections accepted so far.
-    pub fn connections(&self) -> u64 {
+    pub(crate) fn connections(&self) -> u64 {
         self.shared.counters.connections.load(Ordering::SeqCst)
     }
 
-    pub fn bytes_sent(&self) -> u64 {
+    pub(crate) fn bytes_sent(&self) -> u64 {
         self.shared.counters.sent.load(Ordering::SeqCst)
     }
 
-    pub fn bytes_received(&self) -> u64 {
+    pub(crate) fn bytes_received(&self) -> u64 {
         self.shared.counters.received.load(Ordering::SeqCst)
     }
 

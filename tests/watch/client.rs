@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use kube_ferry::model::{ObjectName, Resource};
 use kube_ferry::watch::{ApiClient, Notice, NoticeKind, Regarding, Server, Trouble};
 
-use super::rig::{Rig, furnish, quick_connection, service, stir};
+use super::rig::{Patience, Rig, furnish, service, stir};
 use crate::support::apiserver::{ApiServer, Ask, Fault, On};
 
 #[test]
@@ -60,8 +60,7 @@ fn a_rotated_token_is_picked_up() {
     fs::write(&token, "second").unwrap();
     stir(&server, 1);
     rig.settle(&server);
-    let tokens = server.requests().into_iter().map(|it| it.authorization);
-    assert!(tokens.last().is_some_and(|it| it == "Bearer second"));
+    assert_eq!(server.requests().last().unwrap().authorization, "Bearer second");
 }
 
 #[test]
@@ -199,7 +198,7 @@ fn check_start(server: impl FnOnce(&Path) -> Server, expected: &[&str]) {
     let directory = tempfile::tempdir().unwrap();
     let server = server(directory.path());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let result = runtime.block_on(ApiClient::new(server, quick_connection()));
+    let result = runtime.block_on(ApiClient::new(server, Patience::Long.connection()));
     let Err(error) = result else { panic!("it was accepted") };
     let text = error.to_string();
     for part in expected {
@@ -270,7 +269,7 @@ fn failures_say_what_was_tried_and_what_to_do() {
 fn check_request(server: Server, trouble: Trouble, expected: &[&str]) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let error = runtime.block_on(async {
-        let client = ApiClient::new(server, quick_connection()).await.unwrap();
+        let client = ApiClient::new(server, Patience::Long.connection()).await.unwrap();
         client.probe().await.unwrap_err()
     });
     assert_eq!(error.trouble, trouble, "{error}");

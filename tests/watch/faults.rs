@@ -1,11 +1,12 @@
 //! What goes wrong on the way, and that the right state comes out of it all the same.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kube_ferry::model::Resource;
-use kube_ferry::watch::{Server, State, Trouble};
+use kube_ferry::watch::{State, Trouble};
 use proptest::test_runner::{RngAlgorithm, TestRng};
 use rand_from_proptest::Dice;
+use tokio::time::Instant;
 
 use super::rig::{Rig, furnish, node, service, stir};
 use crate::support::apiserver::{ApiServer, Ask, Fault, On};
@@ -78,7 +79,8 @@ fn check(fault: Fault, trouble: Trouble) {
     furnish(&server, 10);
     server.refuse_streaming_lists();
     server.fail_next(On("services", Ask::List), [fault.clone(), fault]);
-    let mut rig = Rig::watch(&server);
+    let directory = tempfile::tempdir().unwrap();
+    let mut rig = Rig::watch_hastily(&server.kubeconfig(directory.path(), None));
     rig.until_error(Resource::Service, trouble);
     stir(&server, 0);
     rig.settle(&server);
@@ -91,7 +93,7 @@ fn check_streams(fault: Fault, trouble: Trouble) {
         furnish(&server, 10);
         server.fail_next(On("services", Ask::Stream), [fault.clone(), fault.clone()]);
         let directory = tempfile::tempdir().unwrap();
-        let mut rig = Rig::watch_with(&server.kubeconfig(directory.path(), None));
+        let mut rig = Rig::watch_hastily(&server.kubeconfig(directory.path(), None));
         rig.until_error(Resource::Service, trouble);
         stir(&server, 0);
         rig.settle(&server);
@@ -116,7 +118,8 @@ fn a_list_whose_body_never_comes_is_asked_for_in_pages() {
     let server = ApiServer::start();
     furnish(&server, 3);
     server.fail_next(On("services", Ask::Stream), [Fault::StallBody]);
-    let mut rig = Rig::watch(&server);
+    let directory = tempfile::tempdir().unwrap();
+    let mut rig = Rig::watch_hastily(&server.kubeconfig(directory.path(), None));
     rig.settle(&server);
     assert!(server.requests_for("services").iter().any(|it| it.is_list()));
 }
@@ -209,14 +212,14 @@ fn a_half_open_connection_is_noticed_by_silence() {
 fn check_half_open(server: ApiServer) {
     furnish(&server, 5);
     let directory = tempfile::tempdir().unwrap();
-    let mut rig = Rig::watch_with(&server.kubeconfig(directory.path(), None));
+    let mut rig = Rig::watch_hastily(&server.kubeconfig(directory.path(), None));
     rig.settle(&server);
     rig.until_watching();
     server.freeze_connections();
     let start = Instant::now();
     stir(&server, 0);
     rig.settle(&server);
-    // Of 400 ms until it is noticed (20 s and 25 s in production) and the backoff.
+    // 500 ms until it is noticed (20 s and 25 s in production), and the backoff.
     assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
 }
 
@@ -248,7 +251,7 @@ fn a_server_that_is_not_there_yet_is_waited_for() {
     let server = ApiServer::start();
     furnish(&server, 2);
     server.go_down();
-    let mut rig = Rig::watch_as(Server::Address(server.url()), 64);
+    let mut rig = Rig::watch(&server);
     rig.until_error(Resource::Service, Trouble::Connect);
     server.come_up();
     rig.settle(&server);
@@ -264,7 +267,7 @@ fn any_faults_in_any_order_end_in_the_right_state() {
             server.refuse_streaming_lists();
         }
         let directory = tempfile::tempdir().unwrap();
-        let mut rig = Rig::watch_with(&server.kubeconfig(directory.path(), None));
+        let mut rig = Rig::watch_hastily(&server.kubeconfig(directory.path(), None));
         let mut dice = Dice::new(seed);
         for round in 0..12 {
             for _ in 0..dice.below(4) {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kube_ferry::model::{Change, EndpointSlice, Node, ObjectName, Resource, Service, ServiceCidr};
 use kube_ferry::objects::{self, Context, Interner, raw};
@@ -12,44 +12,62 @@ use kube_ferry::watch::{
     Stats, Trouble, WatchPace, Watching, channel, recorder, watch_api_server, watch_manifests,
 };
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use crate::support::apiserver::ApiServer;
 
-pub const ALL: [Resource; 4] =
+pub(crate) const ALL: [Resource; 4] =
     [Resource::Service, Resource::EndpointSlice, Resource::Node, Resource::ServiceCidr];
 
 /// No test takes so long unless something is wrong.
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// Everything a hundred times faster than in production.
-pub fn quick() -> WatchPace {
-    WatchPace {
-        backoff: Backoff { first: Duration::from_millis(10), most: Duration::from_millis(100) },
-        settled: Duration::from_millis(50),
-        relist_spread: Duration::from_millis(20),
-        silence: Duration::from_millis(400),
-        list_silence: Duration::from_millis(400),
-        absent_retry: Duration::from_millis(50),
-        watch_timeout: Duration::from_secs(300),
-    }
+/// How long silence is borne. Retries are a hundred times faster than in production either way.
+#[derive(Clone, Copy)]
+pub(crate) enum Patience {
+    /// Longer than any hiccup of a busy machine: what is counted are real faults.
+    Long,
+    /// For faults that only time tells.
+    Short,
 }
 
-pub fn quick_connection() -> ConnectionPace {
-    ConnectionPace {
-        connect_timeout: Duration::from_millis(500),
-        ping_interval: Duration::from_millis(100),
-        ping_timeout: Duration::from_millis(300),
-        response_timeout: Duration::from_millis(500),
+impl Patience {
+    fn limit(self) -> Duration {
+        match self {
+            Patience::Long => Duration::from_secs(10),
+            Patience::Short => Duration::from_millis(400),
+        }
+    }
+
+    fn watch(self) -> WatchPace {
+        WatchPace {
+            backoff: Backoff { first: Duration::from_millis(10), most: Duration::from_millis(100) },
+            settled: Duration::from_millis(50),
+            relist_spread: Duration::from_millis(20),
+            silence: self.limit(),
+            list_silence: self.limit(),
+            absent_retry: Duration::from_millis(50),
+            watch_timeout: Duration::from_secs(300),
+        }
+    }
+
+    pub(crate) fn connection(self) -> ConnectionPace {
+        ConnectionPace {
+            connect_timeout: self.limit(),
+            ping_interval: self.limit() / 4,
+            ping_timeout: self.limit(),
+            response_timeout: self.limit(),
+        }
     }
 }
 
 /// What a consumer knows after all Changes so far.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Known {
-    pub services: BTreeMap<ObjectName, Service>,
-    pub slices: BTreeMap<ObjectName, EndpointSlice>,
-    pub node: Option<Node>,
-    pub cidrs: BTreeMap<Arc<str>, ServiceCidr>,
+pub(crate) struct Known {
+    pub(crate) services: BTreeMap<ObjectName, Service>,
+    pub(crate) slices: BTreeMap<ObjectName, EndpointSlice>,
+    pub(crate) node: Option<Node>,
+    pub(crate) cidrs: BTreeMap<Arc<str>, ServiceCidr>,
 }
 
 /// Folds Changes as [`Change`] documents it.
@@ -113,38 +131,45 @@ impl Fold {
 }
 
 /// A watch room on a thread of its own.
-pub struct Rig {
+pub(crate) struct Rig {
     receiver: ChangeReceiver,
     fold: Fold,
     stats: Arc<Stats>,
-    pub recorder: Recorder,
+    pub(crate) recorder: Recorder,
     /// Every Change that came, in short.
-    pub story: Vec<String>,
+    pub(crate) story: Vec<String>,
     thread: std::thread::JoinHandle<()>,
 }
 
 impl Rig {
     /// Watches this server without credentials.
-    pub fn watch(server: &ApiServer) -> Rig {
-        Rig::watch_as(Server::Address(server.url()), 64)
+    pub(crate) fn watch(server: &ApiServer) -> Rig {
+        Rig::watch_as(Server::Address(server.url()), 64, Patience::Long)
     }
 
     /// Watches by a kubeconfig.
-    pub fn watch_with(kubeconfig: &Path) -> Rig {
-        Rig::watch_as(Server::Kubeconfig { path: kubeconfig.to_owned(), master: None }, 64)
+    pub(crate) fn watch_with(kubeconfig: &Path) -> Rig {
+        let server = Server::Kubeconfig { path: kubeconfig.to_owned(), master: None };
+        Rig::watch_as(server, 64, Patience::Long)
     }
 
-    pub fn watch_as(server: Server, capacity: usize) -> Rig {
+    /// Watches by a kubeconfig, and soon takes silence for a fault.
+    pub(crate) fn watch_hastily(kubeconfig: &Path) -> Rig {
+        let server = Server::Kubeconfig { path: kubeconfig.to_owned(), master: None };
+        Rig::watch_as(server, 64, Patience::Short)
+    }
+
+    pub(crate) fn watch_as(server: Server, capacity: usize, patience: Patience) -> Rig {
         Rig::begin(capacity, move |watching, outbox| async move {
-            let client = ApiClient::new(server, quick_connection()).await.unwrap();
+            let client = ApiClient::new(server, patience.connection()).await.unwrap();
             let client = Arc::new(client);
-            let watch = watch_api_server(client.clone(), quick(), watching);
+            let watch = watch_api_server(client.clone(), patience.watch(), watching);
             // The outbox ends when the test drops its recorder.
             tokio::join!(watch, outbox.post(client));
         })
     }
 
-    pub fn manifests(directory: &Path) -> Rig {
+    pub(crate) fn manifests(directory: &Path) -> Rig {
         let directory = directory.to_owned();
         Rig::begin(64, move |watching, outbox| async move {
             let (ended, ()) = tokio::join!(watch_manifests(&directory, watching), outbox.log());
@@ -172,17 +197,17 @@ impl Rig {
         Rig { receiver, fold: Fold::default(), stats, recorder, story: Vec::new(), thread }
     }
 
-    pub fn stats(&self, resource: Resource) -> &ResourceStats {
+    pub(crate) fn stats(&self, resource: Resource) -> &ResourceStats {
         self.stats.of(resource)
     }
 
-    pub fn known(&self) -> &Known {
+    pub(crate) fn known(&self) -> &Known {
         &self.fold.known
     }
 
     /// Takes Changes until the consumer knows what the server holds, and all is listed.
     #[track_caller]
-    pub fn settle(&mut self, server: &ApiServer) {
+    pub(crate) fn settle(&mut self, server: &ApiServer) {
         let expected = expected(server);
         self.until(&format!("all of {}", names(&expected)), |rig| {
             rig.fold.listed.len() == ALL.len()
@@ -193,20 +218,20 @@ impl Rig {
 
     /// Takes Changes until every watch follows.
     #[track_caller]
-    pub fn until_watching(&mut self) {
+    pub(crate) fn until_watching(&mut self) {
         self.until("all watches at work", |rig| {
             ALL.iter().all(|it| rig.stats(*it).state() == State::Watching)
         });
     }
 
     #[track_caller]
-    pub fn until_error(&mut self, resource: Resource, trouble: Trouble) {
+    pub(crate) fn until_error(&mut self, resource: Resource, trouble: Trouble) {
         self.until(&format!("{trouble:?}"), |rig| rig.stats(resource).errors(trouble) > 0);
     }
 
     /// Takes Changes until the condition holds.
     #[track_caller]
-    pub fn until(&mut self, what: &str, mut holds: impl FnMut(&Rig) -> bool) {
+    pub(crate) fn until(&mut self, what: &str, mut holds: impl FnMut(&Rig) -> bool) {
         let start = Instant::now();
         let mut changes = Vec::new();
         while !holds(self) {
@@ -227,7 +252,7 @@ impl Rig {
 
     /// Stops listening and waits until the watchers have noticed.
     #[track_caller]
-    pub fn end(self) {
+    pub(crate) fn end(self) {
         let Rig { receiver, recorder, thread, .. } = self;
         drop((receiver, recorder));
         let start = Instant::now();
@@ -249,18 +274,24 @@ fn names(known: &Known) -> String {
     format!("{services:?} {slices:?} {:?} {:?}", known.node, known.cidrs)
 }
 
-pub fn short(change: &Change) -> String {
+pub(crate) fn short(change: &Change) -> String {
     match change {
         Change::ServiceApplied(it) => format!("Service {}", it.name),
         Change::SliceApplied(it) => format!("Slice {}", it.name),
         Change::NodeApplied(it) => format!("Node {}", it.name),
         Change::ServiceCidrApplied(it) => format!("ServiceCidr {}", it.name),
         Change::Unusable(it) => format!("Unusable {} {}", it.name, it.reason),
-        other => format!("{other:?}"),
+        Change::Listing(_)
+        | Change::Listed(_)
+        | Change::ServiceDeleted(_)
+        | Change::SliceDeleted(_)
+        | Change::NodeDeleted
+        | Change::ServiceCidrDeleted(_)
+        | Change::HostAddresses(_) => format!("{change:?}"),
     }
 }
 
-pub fn context() -> Context {
+pub(crate) fn context() -> Context {
     Context { node_name: "n1".into(), external_ips_allowed: true }
 }
 
@@ -293,7 +324,7 @@ fn expected(server: &ApiServer) -> Known {
 
 // Objects.
 
-pub fn service(name: &str, n: u16) -> Value {
+pub(crate) fn service(name: &str, n: u16) -> Value {
     let [high, low] = n.to_be_bytes();
     json!({
         "apiVersion": "v1",
@@ -308,7 +339,7 @@ pub fn service(name: &str, n: u16) -> Value {
     })
 }
 
-pub fn slice(service: &str, n: u16) -> Value {
+pub(crate) fn slice(service: &str, n: u16) -> Value {
     let [high, low] = n.to_be_bytes();
     json!({
         "apiVersion": "discovery.k8s.io/v1",
@@ -324,7 +355,7 @@ pub fn slice(service: &str, n: u16) -> Value {
     })
 }
 
-pub fn node(name: &str) -> Value {
+pub(crate) fn node(name: &str) -> Value {
     json!({
         "apiVersion": "v1",
         "kind": "Node",
@@ -333,7 +364,7 @@ pub fn node(name: &str) -> Value {
     })
 }
 
-pub fn service_cidr(name: &str) -> Value {
+pub(crate) fn service_cidr(name: &str) -> Value {
     json!({
         "apiVersion": "networking.k8s.io/v1",
         "kind": "ServiceCIDR",
@@ -343,7 +374,7 @@ pub fn service_cidr(name: &str) -> Value {
 }
 
 /// Some of everything, also what no selector lets through.
-pub fn furnish(server: &ApiServer, services: u16) {
+pub(crate) fn furnish(server: &ApiServer, services: u16) {
     server.put(node("n1"));
     server.put(node("n2"));
     server.put(service_cidr("kubernetes"));
@@ -363,7 +394,7 @@ pub fn furnish(server: &ApiServer, services: u16) {
 }
 
 /// Changes something of every kind.
-pub fn stir(server: &ApiServer, round: u16) {
+pub(crate) fn stir(server: &ApiServer, round: u16) {
     server.put(service("stirred", 1_000 + round));
     server.put(slice("stirred", 1_000 + round));
     server.put(service(&format!("new{round}"), 2_000 + round));

@@ -8,29 +8,29 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
 /// A certificate authority and a server certificate for 127.0.0.1.
-pub struct Tls {
+pub(crate) struct Tls {
     alpn: Vec<Vec<u8>>,
     authority: String,
     config: Arc<ServerConfig>,
 }
 
 impl Tls {
-    pub fn new(alpn: &[&[u8]]) -> Tls {
+    pub(crate) fn new(alpn: &[&[u8]]) -> Tls {
         let alpn: Vec<Vec<u8>> = alpn.iter().map(|it| it.to_vec()).collect();
         let (authority, config) = make(&alpn);
         Tls { alpn, authority, config }
     }
 
-    pub fn rotate(&mut self) {
+    pub(crate) fn rotate(&mut self) {
         (self.authority, self.config) = make(&self.alpn);
     }
 
     /// The authority's certificate, PEM.
-    pub fn authority(&self) -> &str {
+    pub(crate) fn authority(&self) -> &str {
         &self.authority
     }
 
-    pub fn acceptor(&self) -> TlsAcceptor {
+    pub(crate) fn acceptor(&self) -> TlsAcceptor {
         self.config.clone().into()
     }
 }

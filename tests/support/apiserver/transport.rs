@@ -60,10 +60,11 @@ async fn connection(shared: Arc<Shared>, tcp: TcpStream) {
     let serving = async {
         match acceptor {
             // A client that does not trust us hangs up here; that is its business.
-            Some(acceptor) => match acceptor.accept(stream).await {
-                Ok(stream) => http(shared.clone(), stream, number, drop_this.clone()).await,
-                Err(_) => (),
-            },
+            Some(acceptor) => {
+                if let Ok(stream) = acceptor.accept(stream).await {
+                    http(shared.clone(), stream, number, drop_this.clone()).await;
+                }
+            }
             None => http(shared.clone(), stream, number, drop_this.clone()).await,
         }
     };

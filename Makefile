@@ -5,7 +5,7 @@ SHELL := /bin/bash
 export PATH := $(PATH):/usr/sbin:/sbin:$(HOME)/.cargo/bin
 
 # program:package. prometheus brings promtool, which checks the alert rules.
-NEEDED := cc:gcc ip:iproute2 nft:nftables conntrack:conntrack promtool:prometheus
+NEEDED := cc:gcc ip:iproute2 nft:nftables conntrack:conntrack promtool:prometheus $(NEEDED_BY_DEPLOY)
 NEEDED_BY_DEMO := cc:gcc ip:iproute2 nft:nftables socat:socat
 
 # $(call install,LIST): installs the packages whose programs are missing.
@@ -20,9 +20,12 @@ install = @missing=(); \
 
 test:
 	$(call install,$(NEEDED))
+	$(MAKE) --no-print-directory kubectl
 	cargo test --locked --no-fail-fast
 
 demo:
 	$(call install,$(NEEDED_BY_DEMO))
 	cargo build --locked --release --bin kube-ferry
 	deploy/demo.sh "$${CARGO_TARGET_DIR:-target}/release/kube-ferry"
+
+include deploy/deploy.mk

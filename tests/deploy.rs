@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 mod alerts;
 mod coexistence;
+mod configuration;
 mod kustomize;
 mod manifests;
 pub(crate) mod metric_names;

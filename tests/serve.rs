@@ -195,7 +195,7 @@ fn promtool(page: &str) -> String {
 }
 
 /// Lets every metric appear.
-fn exercise(metrics: &Metrics) {
+pub(crate) fn exercise(metrics: &Metrics) {
     use kube_ferry::model::{Resource, Skipped};
     use kube_ferry::serve::metrics::{BatchResult, PolicyKind, RowOp, SyncKind};
     let (now, took) = (Timestamp::UNIX_EPOCH, Duration::from_millis(1));

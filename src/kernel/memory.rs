@@ -92,8 +92,8 @@ impl Kernel for MemoryKernel {
                 Err(KernelError::Rejected(vec![rejection(batch, 0, errno)]))
             }
             Some(Failure::Socket(errno)) => {
-                let source = std::io::Error::from_raw_os_error(errno);
-                Err(KernelError::Socket { doing: "sending a batch", source })
+                let error = std::io::Error::from_raw_os_error(errno);
+                Err(KernelError::Socket { doing: "sending a batch", error })
             }
             Some(Failure::UnknownApplied) => {
                 self.carry_out(batch)?;

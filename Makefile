@@ -41,3 +41,4 @@ bench:
 	KUBE_FERRY="$(TARGET)/kube-ferry-measured" cargo bench --locked --bench node
 
 include deploy/deploy.mk
+include tests/vm/vm.mk

@@ -30,6 +30,9 @@ pub struct Engine {
     forwarder: Forwarder,
     /// `None`: what the kernel holds is not known, look first.
     compiler: Option<Compiler>,
+    /// The tables themselves are not known to be complete: the next batch brings what they lack, made for this many
+    /// rows.
+    skeleton: Option<RowCounts>,
     /// Touched by changes, not recomputed yet.
     touched: Touched,
     /// Recomputed, not in a committed batch yet; written before anything that is merely to be compared.
@@ -86,6 +89,7 @@ impl Engine {
             cluster,
             forwarder,
             compiler: None,
+            skeleton: None,
             touched: Touched::default(),
             urgent: BTreeSet::new(),
             unwritten: BTreeSet::new(),
@@ -168,15 +172,16 @@ impl Engine {
     /// What the kernel holds now. Every Service is compared with it from here on; equal rows are not written.
     pub fn observed(&mut self, tables: BTreeMap<Family, ObservedTable>) {
         self.recompute();
-        let mut compiler = Compiler::adopt(self.program.clone(), tables);
+        self.compiler = Some(Compiler::adopt(self.program.clone(), tables));
         let mut expected = RowCounts::default();
         for (_, forwarding) in self.forwarder.forwardings() {
             expected.expect(forwarding);
         }
-        compiler.stage_skeleton(&expected);
-        self.compiler = Some(compiler);
-        self.urgent.clear();
+        self.skeleton = Some(expected);
         self.unwritten = self.forwarder.forwardings().map(|(service, _)| service).collect();
+        // Services that are gone have no forwarding, but what they meant to others has to end.
+        self.unwritten.extend(self.results.services());
+        self.unwritten.append(&mut self.urgent);
         self.in_flight.clear();
         self.adopting = true;
         self.facts_changed = true;
@@ -187,6 +192,10 @@ impl Engine {
     pub fn plan(&mut self) -> Batch {
         self.recompute();
         let Some(compiler) = self.compiler.as_mut() else { return Batch::default() };
+        // Again after a refusal, which took it back together with the rows.
+        if let Some(expected) = &self.skeleton {
+            compiler.stage_skeleton(expected);
+        }
         for &family in &self.program.families {
             let (node, host) = (self.cluster.node(), self.cluster.host_addresses());
             let listed = match self.program.family(family).node_ports {
@@ -244,6 +253,7 @@ impl Engine {
         if let Some(compiler) = self.compiler.as_mut() {
             compiler.confirm();
         }
+        self.skeleton = None;
         let mut outcome = self.results.take(&mut self.in_flight);
         for service in &outcome.services {
             outcome.triggers.extend(self.triggers.remove(service).unwrap_or_default());
@@ -366,3 +376,6 @@ fn culprits(rejections: &[Rejection], staged: &[ServiceId]) -> Vec<(ServiceId, R
     }
     culprits.into_iter().collect()
 }
+
+#[cfg(test)]
+mod tests;

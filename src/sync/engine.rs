@@ -30,6 +30,9 @@ pub struct Engine {
     forwarder: Forwarder,
     /// `None`: what the kernel holds is not known, look first.
     compiler: Option<Compiler>,
+    /// The tables themselves are not known to be complete: the next batch brings what they lack, made for this many
+    /// rows.
+    skeleton: Option<RowCounts>,
     /// Touched by changes, not recomputed yet.
     touched: Touched,
     /// Recomputed, not in a committed batch yet; written before anything that is merely to be compared.
@@ -43,8 +46,6 @@ pub struct Engine {
     /// At most that many Services in the next batch; shrinks to find a Service that the kernel refuses without
     /// telling which one.
     bisect: Option<usize>,
-    /// The rows to expect, as long as it is not confirmed that the kernel has the whole program.
-    expected: Option<RowCounts>,
     /// Everything is being compared with the kernel; rows nobody claims are deleted at the end.
     adopting: bool,
     /// The node's addresses or the ServiceCIDRs may differ from what the kernel has.
@@ -88,13 +89,13 @@ impl Engine {
             cluster,
             forwarder,
             compiler: None,
+            skeleton: None,
             touched: Touched::default(),
             urgent: BTreeSet::new(),
             unwritten: BTreeSet::new(),
             in_flight: Vec::new(),
             refused: BTreeMap::new(),
             bisect: None,
-            expected: None,
             adopting: false,
             facts_changed: true,
             triggers: BTreeMap::new(),
@@ -176,9 +177,11 @@ impl Engine {
         for (_, forwarding) in self.forwarder.forwardings() {
             expected.expect(forwarding);
         }
-        self.expected = Some(expected);
-        self.urgent.clear();
+        self.skeleton = Some(expected);
         self.unwritten = self.forwarder.forwardings().map(|(service, _)| service).collect();
+        // Services that are gone have no forwarding, but what they meant to others has to end.
+        self.unwritten.extend(self.results.services());
+        self.unwritten.append(&mut self.urgent);
         self.in_flight.clear();
         self.adopting = true;
         self.facts_changed = true;
@@ -189,7 +192,8 @@ impl Engine {
     pub fn plan(&mut self) -> Batch {
         self.recompute();
         let Some(compiler) = self.compiler.as_mut() else { return Batch::default() };
-        if let Some(expected) = &self.expected {
+        // Again after a refusal, which took it back together with the rows.
+        if let Some(expected) = &self.skeleton {
             compiler.stage_skeleton(expected);
         }
         // A rollback forgets these as well; nothing is staged that the kernel has already.
@@ -250,6 +254,7 @@ impl Engine {
         if let Some(compiler) = self.compiler.as_mut() {
             compiler.confirm();
         }
+        self.skeleton = None;
         let mut outcome = self.results.take(&mut self.in_flight);
         for service in &outcome.services {
             outcome.triggers.extend(self.triggers.remove(service).unwrap_or_default());
@@ -257,7 +262,6 @@ impl Engine {
         outcome.sweep.set_node_addresses(self.node_port_ips());
         outcome.health_checks_changed |= self.facts_changed;
         self.facts_changed = false;
-        self.expected = None;
         self.bisect = None;
         if self.urgent.is_empty() && self.unwritten.is_empty() && self.refused.is_empty() {
             self.adopting = false;
@@ -373,3 +377,6 @@ fn culprits(rejections: &[Rejection], staged: &[ServiceId]) -> Vec<(ServiceId, R
     }
     culprits.into_iter().collect()
 }
+
+#[cfg(test)]
+mod tests;

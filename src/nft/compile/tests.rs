@@ -8,7 +8,7 @@ use crate::nft::schema::{Chain, Value};
 use crate::nft::skeleton::tests::program;
 use world::{World, address, backend, service, web};
 
-pub(in crate::nft) mod laws;
+pub(crate) mod laws;
 mod world;
 
 #[test]

@@ -29,6 +29,10 @@ pub trait Kernel {
     /// Carries out the batch: all of it or nothing.
     fn commit(&mut self, batch: &Batch) -> Result<(), KernelError>;
 
+    /// Whether somebody else has changed some table, perhaps one of ours, since the last look, commit or question. Cheap:
+    /// it lists nothing.
+    fn changed_by_others(&mut self) -> Result<bool, KernelError>;
+
     /// Lets the kernel check the batch and throws it away.
     fn validate(&mut self, batch: &Batch) -> Result<(), KernelError>;
 }

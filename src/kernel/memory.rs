@@ -19,6 +19,8 @@ pub struct MemoryKernel {
     pub operations: usize,
     /// The last batch that was carried out.
     pub last: Option<Batch>,
+    /// What [`Kernel::changed_by_others`] says next.
+    pub changed_by_others: bool,
     failures: BTreeMap<usize, Failure>,
     refused: BTreeMap<Owner, i32>,
     commits: usize,
@@ -112,6 +114,10 @@ impl Kernel for MemoryKernel {
                 Err(KernelError::Interrupted("told that there was another change".to_owned()))
             }
         }
+    }
+
+    fn changed_by_others(&mut self) -> Result<bool, KernelError> {
+        Ok(std::mem::take(&mut self.changed_by_others))
     }
 
     fn validate(&mut self, batch: &Batch) -> Result<(), KernelError> {

@@ -25,6 +25,10 @@ const ERESTART: i32 = 85;
 /// The tables of the network namespace in which it was made.
 pub struct NetlinkKernel {
     channel: Channel,
+    /// Takes dumps as they are although something was changed meanwhile.
+    tolerant: bool,
+    /// The generation after our last look or commit; another one means that somebody else has changed something.
+    generation: Option<u32>,
 }
 
 impl NetlinkKernel {
@@ -32,7 +36,7 @@ impl NetlinkKernel {
     pub fn new() -> Result<NetlinkKernel, KernelError> {
         let channel = Channel::open(NETLINK_NETFILTER)
             .map_err(|error| KernelError::Socket { doing: "opening a netlink socket", error })?;
-        let mut kernel = NetlinkKernel { channel };
+        let mut kernel = NetlinkKernel { channel, tolerant: false, generation: None };
         match kernel.generation() {
             // nfnetlink is there, but nobody has registered for nf_tables.
             Err(KernelError::Socket { error, .. }) if error.raw_os_error() == Some(EINVAL) => {
@@ -66,7 +70,10 @@ impl NetlinkKernel {
         request: impl FnOnce(u32) -> Vec<u8>,
         take: impl FnMut(u16, &[u8]),
     ) -> Result<(), KernelError> {
-        self.channel.ask(request, take).map_err(|failure| failure.into_error(doing))
+        match self.channel.ask(request, take) {
+            Err(Failure::Interrupted) if self.tolerant => Ok(()),
+            answer => answer.map_err(|failure| failure.into_error(doing)),
+        }
     }
 
     fn transact(
@@ -172,15 +179,36 @@ impl Kernel for NetlinkKernel {
                 Err(KernelError::Interrupted(_)) => continue,
                 Err(error) if is_absence(&error) && self.generation()? != before => continue,
                 Err(error) => return Err(error),
-                Ok(tables) if self.generation()? == before => return Ok(tables),
+                Ok(tables) if self.generation()? == before => {
+                    self.generation = Some(before);
+                    return Ok(tables);
+                }
                 Ok(_) => continue,
             }
         }
-        Err(KernelError::Interrupted(format!("{READ_ATTEMPTS} times while tables were read")))
+        // The generation is that of the whole namespace. Where others change their tables all the time, no look is ever
+        // undisturbed; ours, which nobody else changes, can be read all the same. If somebody did change them, the next
+        // commit is refused and they are read again.
+        self.tolerant = true;
+        let tables = self.read_tables(program);
+        self.tolerant = false;
+        tables
     }
 
     fn commit(&mut self, batch: &Batch) -> Result<(), KernelError> {
-        self.transact(batch, None, Ending::Commit)
+        let result = self.transact(batch, None, Ending::Commit);
+        // A commit counts the generation up by one, and leaves out zero (nf_tables_commit in nf_tables_api.c).
+        self.generation = match (&result, self.generation) {
+            (Ok(()), Some(before)) if !batch.is_empty() => Some(before.checked_add(1).unwrap_or(1)),
+            (_, generation) => generation,
+        };
+        result
+    }
+
+    fn changed_by_others(&mut self) -> Result<bool, KernelError> {
+        let now = self.generation()?;
+        let known = self.generation.replace(now);
+        Ok(known.is_some_and(|known| known != now))
     }
 
     fn validate(&mut self, batch: &Batch) -> Result<(), KernelError> {

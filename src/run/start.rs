@@ -91,14 +91,7 @@ pub(super) fn context(config: &Config) -> Context {
 
 /// What the kernel's tables depend on.
 pub(super) fn settings(config: &Config) -> Settings {
-    Settings {
-        masquerade_mark: config.masquerade_mark,
-        masquerade_all: config.masquerade_all,
-        families: families(),
-        detect_local: config.detect_local.clone(),
-        node_ports: config.node_ports.clone(),
-        node_ip: Some(config.bind_address).filter(|it| !it.is_unspecified()),
-    }
+    Settings::of(config, families())
 }
 
 /// IPv6 may be compiled out or switched off (reference 5.1).

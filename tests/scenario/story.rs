@@ -31,6 +31,7 @@
 //! * `http SOURCE -> ADDRESS:PORT/PATH = STATUS [TEXT]`: the status, and a text that the body contains.
 //! * `remembered SOURCE = yes` or `no`: whether the kernel holds the client's address for session affinity.
 //! * `restart`, `restart killed`: the proxy ends and starts again and must write nothing.
+//! * `address ADDRESS comes` or `goes`: node-1 has an address more, or less, on the interface to the outside.
 //! * `pause N seconds`, where the passing of time is the subject.
 //!
 //! Flows and the like are run in both families, the second time with the IPv6 twins of the addresses (see
@@ -87,6 +88,11 @@ pub(crate) enum Step {
         source: Actor,
         yes: bool,
         families: Vec<Family>,
+    },
+    /// The node gets an address, or loses it.
+    Address {
+        address: Ipv4Addr,
+        present: bool,
     },
     Restart(Ending),
     Pause(Duration),
@@ -222,6 +228,16 @@ impl Story {
         Ok(story)
     }
 
+    /// What the flags add up to with those that all stories have.
+    pub(crate) fn arguments(&self) -> Vec<String> {
+        let mut arguments = vec!["--proxy-mode=nftables".to_owned()];
+        if !self.flags.iter().any(|flag| flag.starts_with("--cluster-cidr")) {
+            arguments.push("--cluster-cidr=10.244.0.0/16,fd00:10:244::/48".to_owned());
+        }
+        arguments.extend(self.flags.iter().filter(|flag| *flag != "--cluster-cidr=").cloned());
+        arguments
+    }
+
     /// Whether some step can fail.
     pub(crate) fn asks_something(&self) -> bool {
         self.steps.iter().any(|step| {
@@ -267,6 +283,7 @@ fn parse_step(line: &str, body: &[&str]) -> Result<Step, String> {
             other => Err(format!("`restart {other}`: only `restart` and `restart killed`")),
         },
         "pause" => pause(rest),
+        "address" => node_address(rest),
         other => Err(format!("no step is called `{other}`")),
     }
 }
@@ -473,6 +490,16 @@ fn remembered(text: &str) -> Result<Step, String> {
         _ => return Err("remembered SOURCE = yes or no".to_owned()),
     };
     Ok(Step::Remembered { source: actor(source)?, yes, families: only_families(&endings)? })
+}
+
+fn node_address(text: &str) -> Result<Step, String> {
+    let (address, present) = match text.split_once(' ') {
+        Some((address, "comes")) => (address, true),
+        Some((address, "goes")) => (address, false),
+        _ => return Err("address ADDRESS comes or goes".to_owned()),
+    };
+    let address = address.parse().map_err(|_| format!("`{address}` is no IPv4 address"))?;
+    Ok(Step::Address { address, present })
 }
 
 fn pause(text: &str) -> Result<Step, String> {

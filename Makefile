@@ -1,5 +1,6 @@
 # make test: everything that can be tested on this machine, as root. make demo: the proxy at work, with comments.
-# Both install what they need on a fresh Debian 12 with Rust. Elsewhere, install the programs of NEEDED yourself.
+# make bench: what it costs, as a table and in target/bench.json.
+# All install what they need on a fresh Debian 12 with Rust. Elsewhere, install the programs of NEEDED yourself.
 
 SHELL := /bin/bash
 export PATH := $(PATH):/usr/sbin:/sbin:$(HOME)/.cargo/bin
@@ -7,6 +8,7 @@ export PATH := $(PATH):/usr/sbin:/sbin:$(HOME)/.cargo/bin
 # program:package. prometheus brings promtool, which checks the alert rules.
 NEEDED := cc:gcc ip:iproute2 iptables-nft-restore:iptables nft:nftables conntrack:conntrack promtool:prometheus $(NEEDED_BY_DEPLOY)
 NEEDED_BY_DEMO := cc:gcc ip:iproute2 nft:nftables socat:socat
+NEEDED_BY_BENCH := cc:gcc ip:iproute2 nft:nftables unshare:util-linux
 
 # $(call install,LIST): installs the packages whose programs are missing.
 install = @missing=(); \
@@ -16,7 +18,7 @@ install = @missing=(); \
 		apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "$${missing[@]}" >/dev/null; \
 	fi
 
-.PHONY: test demo
+.PHONY: test demo bench
 
 test:
 	$(call install,$(NEEDED))
@@ -28,4 +30,15 @@ demo:
 	cargo build --locked --release --bin kube-ferry
 	deploy/demo.sh "$${CARGO_TARGET_DIR:-target}/release/kube-ferry"
 
+# The benchmarks' own build replaces target/release/kube-ferry by one with the tests' features, hence the copy.
+bench: TARGET = $(abspath $(or $(CARGO_TARGET_DIR),target))
+bench:
+	$(call install,$(NEEDED_BY_BENCH))
+	cargo build --locked --release --bin kube-ferry
+	cp "$(TARGET)/release/kube-ferry" "$(TARGET)/kube-ferry-measured"
+	cargo bench --locked --bench sync
+	cargo bench --locked --bench kernel
+	KUBE_FERRY="$(TARGET)/kube-ferry-measured" cargo bench --locked --bench node
+
 include deploy/deploy.mk
+include tests/vm/vm.mk

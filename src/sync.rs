@@ -36,6 +36,8 @@ pub struct Sync<K> {
     /// Services that the kernel refused are tried again this long after the last time.
     retry_refused: Duration,
     refused_since: Option<Instant>,
+    /// Until then nothing is written as long as the own Node's addresses are not known.
+    node_deadline: Option<Instant>,
 }
 
 /// How a pass ended.
@@ -67,7 +69,15 @@ impl<K: Kernel> Sync<K> {
             reporter,
             retry_refused: sync_period,
             refused_since: None,
+            node_deadline: None,
         }
+    }
+
+    /// Holds back the first write until the own Node has addresses, but no longer than this: what accepts NodePorts
+    /// depends on them (reference 11.1).
+    pub fn wait_for_node(mut self, patience: Duration) -> Self {
+        self.node_deadline = now().checked_add(patience);
+        self
     }
 
     /// Runs until all watchers have ended. The rules stay in the kernel.
@@ -83,7 +93,7 @@ impl<K: Kernel> Sync<K> {
                 Received::Changes(_) => self.take(&mut changes),
             }
             self.retry_refused();
-            if self.engine.has_work() {
+            if self.may_work() {
                 self.reporter.queued(&self.engine);
                 if self.pace.wait(now()).is_zero() {
                     self.passes();
@@ -94,10 +104,25 @@ impl<K: Kernel> Sync<K> {
 
     /// How long to wait for changes before doing something anyway; `None`: nothing else is to be done.
     fn wait(&self) -> Option<Duration> {
-        let pass = self.engine.has_work().then(|| self.pace.wait(now()));
+        let node =
+            self.node_deadline.map_or(Duration::ZERO, |it| it.saturating_duration_since(now()));
+        let pass = self.engine.has_work().then(|| self.pace.wait(now()).max(node));
         let retry =
             self.refused_since.map(|since| self.retry_refused.saturating_sub(since.elapsed()));
         pass.into_iter().chain(retry).min()
+    }
+
+    fn may_work(&mut self) -> bool {
+        let node = self.engine.cluster().node();
+        if node.is_some_and(|node| !node.addresses.is_empty()) {
+            self.node_deadline = None;
+        } else if self.node_deadline.is_some_and(|deadline| deadline <= now()) {
+            self.node_deadline = None;
+            warn!(
+                "the own Node object has no addresses or does not exist (--hostname-override?); going on without"
+            );
+        }
+        self.engine.has_work() && self.node_deadline.is_none()
     }
 
     fn take(&mut self, changes: &mut Vec<Change>) {

@@ -101,8 +101,12 @@ pub fn apply(plan: &[Setting], root: &Path) -> Vec<Result<Written, Refused>> {
 /// `Ok(None)`: the setting was good already.
 fn apply_one(setting: &Setting, root: &Path) -> Result<Option<Written>, Refused> {
     let path = root.join(setting.path);
-    let refused =
-        |found, source| Refused { path: path.clone(), value: setting.value.cast_signed(), found, source };
+    let refused = |found, source| Refused {
+        path: path.clone(),
+        value: setting.value.cast_signed(),
+        found,
+        source,
+    };
     let before = read(&path).map_err(|source| refused(None, source))?;
     let good = match setting.rule {
         Rule::Equal => before == setting.value,

@@ -11,6 +11,7 @@ mod configuration;
 mod kustomize;
 mod manifests;
 pub(crate) mod metric_names;
+mod privileges;
 mod tool;
 
 /// The directory `deploy/` of the source tree.

@@ -46,12 +46,12 @@ impl Addresses {
     /// Subscribes, then reads.
     pub fn new() -> Result<Addresses, KernelError> {
         let open = || Channel::open(NETLINK_ROUTE);
-        let socket = |source| KernelError::Socket { doing: "opening a netlink socket", source };
+        let socket = |error| KernelError::Socket { doing: "opening a netlink socket", error };
         let mut events = open().map_err(socket)?;
         for group in GROUPS {
-            events.subscribe(group).map_err(|source| KernelError::Socket {
+            events.subscribe(group).map_err(|error| KernelError::Socket {
                 doing: "subscribing to changes of addresses",
-                source,
+                error,
             })?;
         }
         let questions = open().map_err(socket)?;

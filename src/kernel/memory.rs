@@ -92,8 +92,8 @@ impl Kernel for MemoryKernel {
                 Err(KernelError::Rejected(vec![rejection(batch, 0, errno)]))
             }
             Some(Failure::Socket(errno)) => {
-                let source = std::io::Error::from_raw_os_error(errno);
-                Err(KernelError::Socket { doing: "sending a batch", source })
+                let error = std::io::Error::from_raw_os_error(errno);
+                Err(KernelError::Socket { doing: "sending a batch", error })
             }
             Some(Failure::UnknownApplied) => {
                 self.carry_out(batch)?;
@@ -228,12 +228,12 @@ mod tests {
     }
 
     #[test]
-    fn foreign_chains_are_unknown() {
+    fn chains_with_other_rules_are_stale() {
         let mut kernel = kernel();
         let table = kernel.tables.0.get_mut(&FAMILY).unwrap();
         table.chains.get_mut(&Chain::Reject).unwrap().clear();
         let observed = kernel.observe(&program()).unwrap();
-        assert!(observed[&FAMILY].unknown.contains(&"chain reject-chain".to_owned()));
+        assert!(observed[&FAMILY].stale_chains.contains(&Chain::Reject));
     }
 
     /// A table with two chains and sets for two rows.

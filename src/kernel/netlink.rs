@@ -31,12 +31,12 @@ impl NetlinkKernel {
     /// Connects to nf_tables, and fails if the kernel has none or the process may not change it.
     pub fn new() -> Result<NetlinkKernel, KernelError> {
         let channel = Channel::open(NETLINK_NETFILTER)
-            .map_err(|source| KernelError::Socket { doing: "opening a netlink socket", source })?;
+            .map_err(|error| KernelError::Socket { doing: "opening a netlink socket", error })?;
         let mut kernel = NetlinkKernel { channel };
         match kernel.generation() {
             // nfnetlink is there, but nobody has registered for nf_tables.
-            Err(KernelError::Socket { source, .. }) if source.raw_os_error() == Some(EINVAL) => {
-                Err(KernelError::Unsupported(source))
+            Err(KernelError::Socket { error, .. }) if error.raw_os_error() == Some(EINVAL) => {
+                Err(KernelError::Unsupported(error))
             }
             other => other.map(|_| kernel),
         }
@@ -82,9 +82,9 @@ impl NetlinkKernel {
         self.channel.drain().map_err(|failure| failure.into_error(DOING))?;
         let encoded = encode(batch, self.channel.next_seq(), generation, ending);
         self.channel.set_next_seq(encoded.next_seq());
-        self.channel.send(&encoded.bytes).map_err(|source| match source.raw_os_error() {
+        self.channel.send(&encoded.bytes).map_err(|error| match error.raw_os_error() {
             Some(EINTR) => KernelError::Interrupted("a signal".to_owned()),
-            _ => KernelError::Socket { doing: DOING, source },
+            _ => KernelError::Socket { doing: DOING, error },
         })?;
         let answers = self.channel.errors().map_err(|failure| match failure {
             Failure::Lost(why) => KernelError::Unknown(why),
@@ -189,7 +189,7 @@ impl Kernel for NetlinkKernel {
 }
 
 fn is_absence(error: &KernelError) -> bool {
-    matches!(error, KernelError::Socket { source, .. } if source.raw_os_error() == Some(ENOENT))
+    matches!(error, KernelError::Socket { error, .. } if error.raw_os_error() == Some(ENOENT))
 }
 
 /// What the kernel's answers to a batch mean. One error is enough: then nothing was carried out, even if the last
@@ -213,8 +213,8 @@ fn judge(batch: &Batch, encoded: &Encoded, answers: &[ErrorMessage]) -> Result<(
                 return Err(KernelError::Interrupted(what.to_owned()));
             }
             (EPERM, Place::Batch) => {
-                let source = io::Error::from_raw_os_error(EPERM);
-                return Err(KernelError::Socket { doing: "changing nf_tables", source });
+                let error = io::Error::from_raw_os_error(EPERM);
+                return Err(KernelError::Socket { doing: "changing nf_tables", error });
             }
             _ => (),
         }

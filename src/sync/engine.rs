@@ -43,6 +43,8 @@ pub struct Engine {
     /// At most that many Services in the next batch; shrinks to find a Service that the kernel refuses without
     /// telling which one.
     bisect: Option<usize>,
+    /// The rows to expect, as long as it is not confirmed that the kernel has the whole program.
+    expected: Option<RowCounts>,
     /// Everything is being compared with the kernel; rows nobody claims are deleted at the end.
     adopting: bool,
     /// The node's addresses or the ServiceCIDRs may differ from what the kernel has.
@@ -92,6 +94,7 @@ impl Engine {
             in_flight: Vec::new(),
             refused: BTreeMap::new(),
             bisect: None,
+            expected: None,
             adopting: false,
             facts_changed: true,
             triggers: BTreeMap::new(),
@@ -168,13 +171,12 @@ impl Engine {
     /// What the kernel holds now. Every Service is compared with it from here on; equal rows are not written.
     pub fn observed(&mut self, tables: BTreeMap<Family, ObservedTable>) {
         self.recompute();
-        let mut compiler = Compiler::adopt(self.program.clone(), tables);
+        self.compiler = Some(Compiler::adopt(self.program.clone(), tables));
         let mut expected = RowCounts::default();
         for (_, forwarding) in self.forwarder.forwardings() {
             expected.expect(forwarding);
         }
-        compiler.stage_skeleton(&expected);
-        self.compiler = Some(compiler);
+        self.expected = Some(expected);
         self.urgent.clear();
         self.unwritten = self.forwarder.forwardings().map(|(service, _)| service).collect();
         self.in_flight.clear();
@@ -187,7 +189,11 @@ impl Engine {
     pub fn plan(&mut self) -> Batch {
         self.recompute();
         let Some(compiler) = self.compiler.as_mut() else { return Batch::default() };
-        for &family in &self.program.families {
+        if let Some(expected) = &self.expected {
+            compiler.stage_skeleton(expected);
+        }
+        // A rollback forgets these as well; nothing is staged that the kernel has already.
+        for &family in self.program.families.iter().filter(|_| self.facts_changed) {
             let (node, host) = (self.cluster.node(), self.cluster.host_addresses());
             let listed = match self.program.family(family).node_ports {
                 NodePortAddresses::Listed => self.settings.node_port_ips(family, node, host),
@@ -251,6 +257,7 @@ impl Engine {
         outcome.sweep.set_node_addresses(self.node_port_ips());
         outcome.health_checks_changed |= self.facts_changed;
         self.facts_changed = false;
+        self.expected = None;
         self.bisect = None;
         if self.urgent.is_empty() && self.unwritten.is_empty() && self.refused.is_empty() {
             self.adopting = false;

@@ -58,6 +58,8 @@ pub(super) struct Reporter {
     queued: bool,
     families: Vec<Family>,
     work: Work,
+    /// Nanoseconds since the epoch. Causes from before are not ours to answer for (reference 9).
+    started: i128,
 }
 
 /// What happened since the last time everything was written.
@@ -73,7 +75,9 @@ struct Work {
 
 impl Reporter {
     pub(super) fn new(ports: Ports) -> Reporter {
-        Reporter { ports, node: None, queued: false, families: Vec::new(), work: Work::default() }
+        let started = Timestamp::now().as_nanosecond();
+        let work = Work::default();
+        Reporter { ports, node: None, queued: false, families: Vec::new(), work, started }
     }
 
     /// The loop begins.
@@ -92,8 +96,8 @@ impl Reporter {
             match change {
                 Change::ServiceApplied(_) | Change::ServiceDeleted(_) => services += 1,
                 Change::SliceApplied(_) | Change::SliceDeleted(_) => slices += 1,
-                Change::Unusable(skipped) => self.ports.metrics.object_skipped(skipped),
-                Change::Listing(_)
+                Change::Unusable(_)
+                | Change::Listing(_)
                 | Change::Listed(_)
                 | Change::NodeApplied(_)
                 | Change::NodeDeleted
@@ -158,7 +162,8 @@ impl Reporter {
     /// What was planned is in the kernel.
     pub(super) fn committed(&mut self, mut outcome: Outcome, engine: &Engine) {
         let now = Timestamp::now().as_nanosecond();
-        for (family, time) in outcome.triggers {
+        let triggers = outcome.triggers.into_iter().filter(|(_, time)| *time > self.started);
+        for (family, time) in triggers {
             let latency = u64::try_from(now.saturating_sub(time)).unwrap_or_default();
             self.ports.metrics.programmed(family, Duration::from_nanos(latency));
         }

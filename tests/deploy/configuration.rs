@@ -14,7 +14,9 @@ fn the_base_and_the_one_for_prometheus_are_in_force_without_a_complaint() {
         let config = load(&read(file));
         assert_eq!(config.detect_local, DetectLocal::NodeCidr, "{file}");
         assert_eq!(config.oom_score_adj, -997, "{file}");
-        let Source::ApiServer(client) = config.source else { panic!("{file}: {:?}", config.source) };
+        let Source::ApiServer(client) = config.source else {
+            panic!("{file}: {:?}", config.source)
+        };
         let kubeconfig = client.kubeconfig.unwrap();
         assert_eq!(kubeconfig.to_str(), Some("/var/lib/kube-proxy/kubeconfig.conf"), "{file}");
         // /proc/sys is read-only for this container.
@@ -41,6 +43,7 @@ fn load(text: &str) -> Config {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(text.as_bytes()).unwrap();
     let flag = format!("--config={}", file.path().display());
-    let args = Args::parse_from(["kube-proxy", &flag, "--hostname-override=n1"].map(Into::into)).unwrap();
+    let args =
+        Args::parse_from(["kube-proxy", &flag, "--hostname-override=n1"].map(Into::into)).unwrap();
     config::load(&args).unwrap()
 }

@@ -7,6 +7,7 @@ mod objects;
 mod packets;
 mod run;
 mod story;
+mod traffic;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

@@ -43,6 +43,9 @@ pub(crate) trait Datapath {
     /// Starts the proxy again. Returns what was written to the kernel's tables since it was stopped.
     fn start_again(&mut self) -> Result<Vec<String>, String>;
 
+    /// Ends the proxy and starts it with these flags besides its own; what follows from them is in force then.
+    fn upgrade(&mut self, flags: &[String]) -> Result<(), String>;
+
     /// The world with its clients, if there is one: open connections and the like need it, and are left out elsewhere.
     fn world(&self) -> Option<&World>;
 }

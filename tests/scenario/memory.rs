@@ -45,6 +45,7 @@ pub(crate) fn play(story: &Story) {
 /// A node of values.
 pub(crate) struct Memory {
     story: String,
+    flags: Vec<String>,
     config: Config,
     engine: Engine,
     /// Packets write to its affinity maps.
@@ -58,11 +59,13 @@ pub(crate) struct Memory {
 
 impl Memory {
     fn new(story: &Story) -> Memory {
-        let config = config(story);
+        let flags = story.arguments();
+        let config = config(&flags);
         let mut memory = Memory {
             story: story.name.clone(),
             engine: engine(&config),
             config,
+            flags,
             kernel: RefCell::default(),
             remembered: RefCell::default(),
             addresses: node_addresses(),
@@ -198,6 +201,15 @@ impl Datapath for Memory {
         self.adopt()
     }
 
+    fn upgrade(&mut self, flags: &[String]) -> Result<(), String> {
+        self.flags.extend(flags.iter().cloned());
+        self.config = config(&self.flags);
+        self.adopt()?;
+        // Now it is as if it had always been so.
+        let writes = self.adopt()?;
+        if writes.is_empty() { Ok(()) } else { Err(writes.join("\n    ")) }
+    }
+
     fn world(&self) -> Option<&World> {
         None
     }
@@ -245,13 +257,13 @@ fn sync(engine: &mut Engine, kernel: &mut MemoryKernel) -> Result<Vec<String>, S
     Ok(written)
 }
 
-/// The settings that the story's flags come to.
-fn config(story: &Story) -> Config {
-    let arguments = story.arguments().into_iter().map(OsString::from);
+/// The settings that flags come to.
+fn config(flags: &[String]) -> Config {
+    let arguments = flags.iter().map(OsString::from);
     let line = ["kube-ferry", "--manifests=/", "--hostname-override=node-1"].map(OsString::from);
     let args = Args::parse_from(line.into_iter().chain(arguments));
-    let args = args.unwrap_or_else(|error| panic!("{}: {error}", story.name));
-    resolve(&args, None, "node-1").unwrap_or_else(|error| panic!("{}: {error}", story.name))
+    let args = args.unwrap_or_else(|error| panic!("{flags:?}: {error}"));
+    resolve(&args, None, "node-1").unwrap_or_else(|error| panic!("{flags:?}: {error}"))
 }
 
 fn classify(fate: &Fate) -> Reach {

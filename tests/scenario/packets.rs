@@ -235,6 +235,14 @@ impl Datapath for Packets<'_> {
         Ok(monitor.heard())
     }
 
+    fn upgrade(&mut self, flags: &[String]) -> Result<(), String> {
+        let proxy = self.proxy.as_mut().ok_or("the proxy has not been started")?;
+        proxy.stop(Signal::TERM);
+        proxy.add_arguments(flags);
+        proxy.run()?;
+        self.wait_for_fence()
+    }
+
     fn world(&self) -> Option<&World> {
         Some(self.world)
     }

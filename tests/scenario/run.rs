@@ -8,8 +8,10 @@ use kube_ferry::model::Family;
 
 use super::datapath::{Attempt, Datapath, Reach, Wanted};
 use super::objects::Objects;
-use super::story::{Edit, Ending, Expected, Flow, Line, Pod, Step, Story, Translation, When};
+use super::story::{Edit, Ending, Expected, Flow, Line, Pod, Step, Story, Tool, Translation, When};
+use super::traffic::Traffic;
 use crate::support::client::{ANSWER, Open, Outcome, SILENCE, ask};
+use crate::support::icmp::{Echo, ping};
 use crate::support::patience::{LONG, poll};
 use crate::support::proxy::get;
 use crate::support::statistics::{chi_square, is_balanced};
@@ -27,6 +29,7 @@ pub(crate) fn run(story: &Story, datapath: &mut impl Datapath) -> Result<(), Str
         applied: false,
         found: BTreeMap::new(),
         open: BTreeMap::new(),
+        traffic: BTreeMap::new(),
         last_flows: Vec::new(),
         settling: false,
     };
@@ -65,6 +68,7 @@ struct Run<'d, D> {
     /// Pods that `sticky` steps found, by name and family.
     found: BTreeMap<(String, Family), &'static str>,
     open: BTreeMap<(String, Family), OpenConnection>,
+    traffic: BTreeMap<(String, Family), Traffic>,
     last_flows: Vec<Line<Flow>>,
     /// The node's addresses have changed, which the proxy hears of by a way of its own: flows may take a moment.
     settling: bool,
@@ -78,12 +82,11 @@ struct OpenConnection {
 
 impl<D: Datapath> Run<'_, D> {
     fn step(&mut self, step: &Line<Step>) -> Result<(), String> {
-        if !matches!(step.what, Step::Edit(_)) {
+        // Others' rules may be there before the proxy is.
+        if !matches!(step.what, Step::Edit(_) | Step::Foreign(..)) {
             self.put_in_force()?;
         }
-        if self.datapath.world().is_none()
-            && matches!(step.what, Step::Open(..) | Step::Again { .. } | Step::Http { .. })
-        {
+        if self.datapath.world().is_none() && needs_sockets(&step.what) {
             self.datapath.skip(step.number, "needs sockets; not looked at");
         }
         match &step.what {
@@ -106,6 +109,16 @@ impl<D: Datapath> Run<'_, D> {
                 families.try_for_each(|it| self.datapath.set_address(address(*at, it), *present))
             }
             Step::Restart(ending) => self.restart(*ending),
+            Step::Upgrade(flags) => self.datapath.upgrade(flags),
+            Step::Ping { families, .. } => {
+                families.iter().try_for_each(|family| self.ping(&step.what, *family))
+            }
+            Step::Traffic(name, flow) => self.traffic(name, flow),
+            Step::Unharmed(name) => self.unharmed(name),
+            Step::Foreign(tool, rules) => {
+                self.foreign(*tool, rules);
+                Ok(())
+            }
             Step::Pause(time) => {
                 // What time undoes is not to be asked again.
                 self.last_flows.clear();
@@ -341,6 +354,54 @@ impl<D: Datapath> Run<'_, D> {
         })
     }
 
+    fn ping(&self, step: &Step, family: Family) -> Result<(), String> {
+        let Step::Ping { source, address: at, expected, .. } = step else { return Ok(()) };
+        let wanted = self.resolve(expected, None, family)?;
+        let Some(world) = self.datapath.world() else { return Ok(()) };
+        let to = address(*at, family);
+        let patience = if wanted == Wanted::Drop { SILENCE } else { ANSWER };
+        let outcome = world.home(*source).run(|| ping(source.address(to), to, patience));
+        let seen = outcome.map_or_else(
+            |error| Reach::Strange(error.to_string()),
+            |it| match it {
+                Echo::Answered => Reach::NotHandled,
+                Echo::Refused => Reach::Rejected,
+                Echo::Silence => Reach::Dropped,
+            },
+        );
+        if wanted.allows(&seen) { Ok(()) } else { Err(format!("{family:?}: {seen}")) }
+    }
+
+    fn traffic(&mut self, name: &str, flow: &Flow) -> Result<(), String> {
+        for family in &flow.families {
+            let attempt = self.attempt(flow, *family)?;
+            let Some(world) = self.datapath.world() else { continue };
+            let traffic = Traffic::start(world, attempt)?;
+            self.traffic.insert((name.to_owned(), *family), traffic);
+        }
+        Ok(())
+    }
+
+    fn unharmed(&mut self, name: &str) -> Result<(), String> {
+        for family in Family::ALL {
+            let traffic = self.traffic.remove(&(name.to_owned(), family));
+            if let Some(traffic) = traffic {
+                traffic.end().map_err(|why| format!("{family:?}: {why}"))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn foreign(&self, tool: Tool, rules: &str) {
+        let Some(world) = self.datapath.world() else { return };
+        let (program, arguments): (_, &[&str]) = match tool {
+            Tool::Nft => ("nft", &["-f", "-"]),
+            Tool::Iptables => ("iptables-nft-restore", &["--noflush"]),
+            Tool::Ip6tables => ("ip6tables-nft-restore", &["--noflush"]),
+        };
+        world.node().command(program, arguments, rules);
+    }
+
     fn remembered(&self, source: Actor, yes: bool, family: Family) -> Result<(), String> {
         match self.datapath.remembers(source, family).transpose()? {
             Some(found) if found != yes => Err(format!("{family:?}: {found}")),
@@ -359,6 +420,27 @@ impl<D: Datapath> Run<'_, D> {
         } else {
             Err(format!("the restart wrote:\n    {}", writes.join("\n    ")))
         }
+    }
+}
+
+fn needs_sockets(step: &Step) -> bool {
+    match step {
+        Step::Open(..)
+        | Step::Again { .. }
+        | Step::Http { .. }
+        | Step::Ping { .. }
+        | Step::Traffic(..)
+        | Step::Unharmed(_)
+        | Step::Foreign(..) => true,
+        Step::Edit(_)
+        | Step::Flow(_)
+        | Step::Balanced(_)
+        | Step::Sticky(..)
+        | Step::Remembered { .. }
+        | Step::Address { .. }
+        | Step::Restart(_)
+        | Step::Upgrade(_)
+        | Step::Pause(_) => false,
     }
 }
 
@@ -446,6 +528,10 @@ impl Datapath for Rehearsal {
 
     fn start_again(&mut self) -> Result<Vec<String>, String> {
         Ok(Vec::new())
+    }
+
+    fn upgrade(&mut self, _: &[String]) -> Result<(), String> {
+        Ok(())
     }
 
     fn world(&self) -> Option<&World> {

@@ -115,8 +115,9 @@ impl Engine {
     /// Takes a change. Nothing is computed yet.
     pub fn apply(&mut self, change: Change) {
         let touched = self.cluster.apply(change);
-        // What the kernel refused may be good now.
-        self.refused.retain(|service, _| !touched.services.contains(service));
+        // What the kernel refused may be good now; it is written even if it forwards as before.
+        let again = touched.services.iter().filter(|it| self.refused.remove(it).is_some());
+        self.urgent.extend(again);
         self.facts_changed |= touched.node || touched.service_cidrs;
         for service in &touched.triggers_void {
             self.triggers.remove(service);

@@ -29,3 +29,4 @@ demo:
 	deploy/demo.sh "$${CARGO_TARGET_DIR:-target}/release/kube-ferry"
 
 include deploy/deploy.mk
+include tests/vm/vm.mk

@@ -6,7 +6,7 @@ SHELL := /bin/bash
 export PATH := $(PATH):/usr/sbin:/sbin:$(HOME)/.cargo/bin
 
 # program:package. prometheus brings promtool, which checks the alert rules.
-NEEDED := cc:gcc ip:iproute2 nft:nftables conntrack:conntrack promtool:prometheus
+NEEDED := cc:gcc ip:iproute2 iptables-nft-restore:iptables nft:nftables conntrack:conntrack promtool:prometheus $(NEEDED_BY_DEPLOY)
 NEEDED_BY_DEMO := cc:gcc ip:iproute2 nft:nftables socat:socat
 NEEDED_BY_BENCH := cc:gcc ip:iproute2 nft:nftables unshare:util-linux
 
@@ -22,6 +22,7 @@ install = @missing=(); \
 
 test:
 	$(call install,$(NEEDED))
+	$(MAKE) --no-print-directory kubectl
 	cargo test --locked --no-fail-fast
 
 demo:
@@ -38,3 +39,6 @@ bench:
 	cargo bench --locked --profile release --bench sync
 	cargo bench --locked --profile release --bench kernel
 	KUBE_FERRY="$(TARGET)/kube-ferry-measured" cargo bench --locked --profile release --bench node
+
+include deploy/deploy.mk
+include tests/vm/vm.mk

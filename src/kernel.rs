@@ -29,11 +29,15 @@ pub trait Kernel {
     /// Carries out the batch: all of it or nothing.
     fn commit(&mut self, batch: &Batch) -> Result<(), KernelError>;
 
+    /// Whether somebody else has changed some table, perhaps one of ours, since the last look, commit or question. Cheap:
+    /// it lists nothing.
+    fn changed_by_others(&mut self) -> Result<bool, KernelError>;
+
     /// Lets the kernel check the batch and throws it away.
     fn validate(&mut self, batch: &Batch) -> Result<(), KernelError>;
 }
 
-/// Why the kernel did not do what was asked.
+/// Why the kernel did not do what was asked. A message tells its cause itself, so there are no sources behind it.
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
     /// The kernel refused operations of the batch; nothing of it was carried out.
@@ -45,18 +49,14 @@ pub enum KernelError {
     /// Someone else changed tables at the same moment (ERESTART, EINTR): try again.
     #[error("another change to nf_tables came between ({0}); it will be tried again")]
     Interrupted(String),
-    #[error("{doing}: {source}{}", hint(.source))]
-    Socket {
-        doing: &'static str,
-        #[source]
-        source: std::io::Error,
-    },
+    #[error("{doing}: {error}{}", hint(.error))]
+    Socket { doing: &'static str, error: std::io::Error },
     /// There is nothing to program.
     #[error(
         "this kernel has no nf_tables: load the module nf_tables, or use a kernel with CONFIG_NF_TABLES, \
          CONFIG_NF_TABLES_IPV4 and CONFIG_NF_TABLES_IPV6 ({0})"
     )]
-    Unsupported(#[source] std::io::Error),
+    Unsupported(std::io::Error),
     /// The kernel's answer made no sense.
     #[error("{doing}: the kernel's answer could not be read: {why}")]
     Protocol { doing: &'static str, why: String },
@@ -83,7 +83,7 @@ impl std::fmt::Display for Rejection {
 fn hint(error: &std::io::Error) -> &'static str {
     match error.raw_os_error() {
         Some(1) => {
-            " (give the process CAP_NET_ADMIN in this network namespace; with it, another program owns the table)"
+            " (give the process CAP_NET_ADMIN in this network namespace; if it has that, another program owns the table)"
         }
         Some(93) | Some(97) => " (this kernel has no nfnetlink: CONFIG_NETFILTER_NETLINK)",
         _ => "",

@@ -147,7 +147,8 @@ pub fn proxy(
     let health = SharedHealth::new(config.sync_period);
     let stop = Stop::default();
     let (runtime, thread) = start_runtime()?;
-    let watch_stats = Arc::default();
+    let watch_stats: Arc<crate::watch::Stats> = Arc::default();
+    metrics.show_watches(watch_stats.clone());
     let shell = Shell { config: Arc::new(config), metrics, health, watch_stats, runtime, stop };
     let servers = shell.start_tasks()?;
     if let Err(error) = sync(&shell) {

@@ -26,6 +26,11 @@ pub use report::{HealthChecks, Ports};
 /// Changes taken at once before the next look at whether it is time to write.
 const MOST_CHANGES: usize = 4_096;
 
+/// How often it is asked whether others have changed tables.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// However long a comparison takes, the next one comes this soon if others go on changing tables.
+const LOOK_AT_LEAST_EVERY: Duration = Duration::from_secs(10);
+
 /// The loop and everything it needs.
 pub struct Sync<K> {
     engine: Engine,
@@ -36,6 +41,10 @@ pub struct Sync<K> {
     /// Services that the kernel refused are tried again this long after the last time.
     retry_refused: Duration,
     refused_since: Option<Instant>,
+    /// When to ask next whether others have changed the kernel's tables; `None` while everything is compared anyway.
+    look_at: Option<Instant>,
+    /// Until then nothing is written as long as the own Node's addresses are not known.
+    node_deadline: Option<Instant>,
 }
 
 /// How a pass ended.
@@ -67,7 +76,16 @@ impl<K: Kernel> Sync<K> {
             reporter,
             retry_refused: sync_period,
             refused_since: None,
+            look_at: None,
+            node_deadline: None,
         }
+    }
+
+    /// Holds back the first write until the own Node has addresses, but no longer than this: what accepts NodePorts
+    /// depends on them (reference 11.1).
+    pub fn wait_for_node(mut self, patience: Duration) -> Self {
+        self.node_deadline = now().checked_add(patience);
+        self
     }
 
     /// Runs until all watchers have ended. The rules stay in the kernel.
@@ -83,7 +101,8 @@ impl<K: Kernel> Sync<K> {
                 Received::Changes(_) => self.take(&mut changes),
             }
             self.retry_refused();
-            if self.engine.has_work() {
+            self.look_for_drift();
+            if self.may_work() {
                 self.reporter.queued(&self.engine);
                 if self.pace.wait(now()).is_zero() {
                     self.passes();
@@ -94,10 +113,26 @@ impl<K: Kernel> Sync<K> {
 
     /// How long to wait for changes before doing something anyway; `None`: nothing else is to be done.
     fn wait(&self) -> Option<Duration> {
-        let pass = self.engine.has_work().then(|| self.pace.wait(now()));
+        let node =
+            self.node_deadline.map_or(Duration::ZERO, |it| it.saturating_duration_since(now()));
+        let pass = self.engine.has_work().then(|| self.pace.wait(now()).max(node));
         let retry =
             self.refused_since.map(|since| self.retry_refused.saturating_sub(since.elapsed()));
-        pass.into_iter().chain(retry).min()
+        let look = self.look_at.map(|at| at.saturating_duration_since(now()));
+        pass.into_iter().chain(retry).chain(look).min()
+    }
+
+    fn may_work(&mut self) -> bool {
+        let node = self.engine.cluster().node();
+        if node.is_some_and(|node| !node.addresses.is_empty()) {
+            self.node_deadline = None;
+        } else if self.node_deadline.is_some_and(|deadline| deadline <= now()) {
+            self.node_deadline = None;
+            warn!(
+                "the own Node object has no addresses or does not exist (--hostname-override?); going on without"
+            );
+        }
+        self.engine.has_work() && self.node_deadline.is_none()
     }
 
     fn take(&mut self, changes: &mut Vec<Change>) {
@@ -117,12 +152,35 @@ impl<K: Kernel> Sync<K> {
         }
     }
 
+    /// If others have changed some table, ours are compared with what is wanted, and repaired if need be. The question is
+    /// one message; the comparison reads our tables, so while others keep changing theirs it rests fifty times its own
+    /// length, ten seconds at most.
+    fn look_for_drift(&mut self) {
+        if self.look_at.is_none_or(|at| at > now()) {
+            return;
+        }
+        self.look_at = now().checked_add(LOOK_EVERY);
+        match self.kernel.changed_by_others() {
+            Ok(false) => (),
+            Ok(true) => {
+                self.look_at = None;
+                self.reporter.verifying();
+                self.engine.lost();
+            }
+            Err(failure) => debug!(%failure, "cannot ask whether others have changed tables"),
+        }
+    }
+
     /// Passes until everything is written, something fails, or changes have come that should go first.
     fn passes(&mut self) {
         let began = now();
         loop {
             match self.pass() {
                 Pass::Done => {
+                    if self.look_at.is_none() {
+                        let rest = if self.reporter.is_verifying() { began.elapsed() * 50 } else { LOOK_EVERY };
+                        self.look_at = now().checked_add(rest.clamp(LOOK_EVERY, LOOK_AT_LEAST_EVERY));
+                    }
                     self.pace.succeeded(began, now());
                     self.reporter.done(&self.engine);
                     return;

@@ -7,9 +7,11 @@ use std::path::{Path, PathBuf};
 
 mod alerts;
 mod coexistence;
+mod configuration;
 mod kustomize;
 mod manifests;
 pub(crate) mod metric_names;
+mod privileges;
 mod tool;
 
 /// The directory `deploy/` of the source tree.

@@ -7,11 +7,17 @@ mod command_line;
 #[cfg(test)]
 mod deploy;
 #[cfg(test)]
+mod properties;
+#[cfg(test)]
+mod real_input;
+#[cfg(test)]
 mod render;
 #[cfg(test)]
 mod scenario;
 #[cfg(test)]
 mod serve;
+#[cfg(test)]
+mod start_up;
 #[cfg(test)]
 mod support;
 #[cfg(test)]

@@ -2,17 +2,20 @@
 //! [`story`].
 
 mod datapath;
+mod memory;
 mod objects;
 mod packets;
 mod run;
 mod story;
+mod traffic;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use story::Story;
 
-/// One test for each file, so that they run in parallel and can be picked by name.
+/// Two tests for each file, so that they run in parallel and can be picked by name: `scenario::NAME` with real packets,
+/// `scenario::walked::NAME` in memory. Both end with a restart that must write nothing.
 macro_rules! scenarios {
     ($($name:ident)*) => {
         const LISTED: &[&str] = &[$(stringify!($name)),*];
@@ -22,6 +25,14 @@ macro_rules! scenarios {
                 packets::play(&load(stringify!($name)));
             }
         )*
+        mod walked {
+            $(
+                #[test]
+                fn $name() {
+                    super::memory::play(&super::load(stringify!($name)));
+                }
+            )*
+        }
     };
 }
 

@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::num::NonZeroU16;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -11,6 +12,7 @@ use kube_ferry::config::{Args, settings};
 use kube_ferry::model::{Family, Node, ObjectName};
 use kube_ferry::serve::http::{Pages, Server, health_router, metrics_router};
 use kube_ferry::serve::{HealthCheck, ListenOn, Metrics, NodePortHealth, SharedHealth};
+use kube_ferry::watch::{Stats, Trouble};
 use tokio::runtime::Runtime;
 
 mod node_port;
@@ -195,7 +197,7 @@ fn promtool(page: &str) -> String {
 }
 
 /// Lets every metric appear.
-fn exercise(metrics: &Metrics) {
+pub(crate) fn exercise(metrics: &Metrics) {
     use kube_ferry::model::{Resource, Skipped};
     use kube_ferry::serve::metrics::{BatchResult, PolicyKind, RowOp, SyncKind};
     let (now, took) = (Timestamp::UNIX_EPOCH, Duration::from_millis(1));
@@ -213,14 +215,19 @@ fn exercise(metrics: &Metrics) {
         metrics.conntrack_reconciled(family, 1, took);
     }
     metrics.batch(BatchResult::Uncertain, 1, took);
+    let stats = Arc::new(Stats::default());
+    metrics.show_watches(stats.clone());
     for resource in
         [Resource::Service, Resource::EndpointSlice, Resource::Node, Resource::ServiceCidr]
     {
-        metrics.watch_event(resource, now);
-        metrics.watch_relisted(resource);
-        metrics.watch_failed(resource);
+        let of = stats.of(resource);
+        for counter in [&of.objects, &of.lists, &of.bytes] {
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+        of.last_contact.store(1, Ordering::Relaxed);
+        of.count_error(Trouble::Broken);
         let name = ObjectName::new("a", "b");
-        metrics.object_skipped(&Skipped {
+        stats.count_skipped(&Skipped {
             resource,
             name,
             reason: "malformed",

@@ -4,4 +4,4 @@ mod client;
 mod faults;
 mod lists;
 mod manifests;
-mod rig;
+pub(crate) mod rig;

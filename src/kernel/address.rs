@@ -18,7 +18,10 @@ const GROUPS: [u32; 2] = [5, 9];
 
 /// Length of `struct ifaddrmsg`; the family is its first byte.
 const IFADDRMSG: usize = 8;
-const AF_UNSPEC: u8 = 0;
+
+/// `AF_INET` and `AF_INET6`, one after the other: a question about all families at once waits for the lock under which
+/// interfaces of all namespaces are made and removed, those about one do not (Linux 6.10).
+const FAMILIES: [u8; 2] = [2, 10];
 
 /// The peer's address where there is a peer, else the interface's own.
 const IFA_ADDRESS: u16 = 1;
@@ -43,12 +46,12 @@ impl Addresses {
     /// Subscribes, then reads.
     pub fn new() -> Result<Addresses, KernelError> {
         let open = || Channel::open(NETLINK_ROUTE);
-        let socket = |source| KernelError::Socket { doing: "opening a netlink socket", source };
+        let socket = |error| KernelError::Socket { doing: "opening a netlink socket", error };
         let mut events = open().map_err(socket)?;
         for group in GROUPS {
-            events.subscribe(group).map_err(|source| KernelError::Socket {
+            events.subscribe(group).map_err(|error| KernelError::Socket {
                 doing: "subscribing to changes of addresses",
-                source,
+                error,
             })?;
         }
         let questions = open().map_err(socket)?;
@@ -87,8 +90,11 @@ impl Addresses {
         const DOING: &str = "reading addresses";
         for _ in 0..READ_ATTEMPTS {
             let mut all = BTreeSet::new();
-            let answer = self.questions.ask(request, |kind, payload| {
-                all.extend((kind == RTM_NEWADDR).then(|| decode(payload)).flatten());
+            let answer = FAMILIES.iter().try_for_each(|family| {
+                let request = |seq| request(*family, seq);
+                self.questions.ask(request, |kind, payload| {
+                    all.extend((kind == RTM_NEWADDR).then(|| decode(payload)).flatten());
+                })
             });
             match answer {
                 Ok(()) => return Ok(all),
@@ -107,10 +113,10 @@ impl AsFd for Addresses {
     }
 }
 
-fn request(seq: u32) -> Vec<u8> {
+fn request(family: u8, seq: u32) -> Vec<u8> {
     let mut writer = Writer::default();
     writer.message(RTM_GETADDR, NLM_F_REQUEST | NLM_F_DUMP, seq, |writer| {
-        writer.raw(&[AF_UNSPEC, 0, 0, 0, 0, 0, 0, 0]);
+        writer.raw(&[family, 0, 0, 0, 0, 0, 0, 0]);
     });
     writer.into_bytes()
 }

@@ -55,8 +55,8 @@ impl Failure {
     /// The error of a question that changes nothing.
     pub(super) fn into_error(self, doing: &'static str) -> KernelError {
         match self {
-            Failure::Refused(source) | Failure::Socket(source) => {
-                KernelError::Socket { doing, source }
+            Failure::Refused(error) | Failure::Socket(error) => {
+                KernelError::Socket { doing, error }
             }
             Failure::Interrupted => KernelError::Interrupted(doing.to_owned()),
             Failure::Lost(why) => KernelError::Protocol { doing, why },

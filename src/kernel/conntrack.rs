@@ -35,7 +35,7 @@ impl Conntrack {
     pub fn new() -> Result<Conntrack, KernelError> {
         let open = || {
             Channel::open(NETLINK_NETFILTER)
-                .map_err(|source| KernelError::Socket { doing: "opening a netlink socket", source })
+                .map_err(|error| KernelError::Socket { doing: "opening a netlink socket", error })
         };
         Ok(Conntrack { dumps: open()?, deletions: open()?, filters: true })
     }

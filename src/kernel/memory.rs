@@ -19,6 +19,8 @@ pub struct MemoryKernel {
     pub operations: usize,
     /// The last batch that was carried out.
     pub last: Option<Batch>,
+    /// What [`Kernel::changed_by_others`] says next.
+    pub changed_by_others: bool,
     failures: BTreeMap<usize, Failure>,
     refused: BTreeMap<Owner, i32>,
     commits: usize,
@@ -53,6 +55,12 @@ impl MemoryKernel {
     /// Refuses no rows for their owner any more.
     pub fn refuse_nobody(&mut self) {
         self.refused.clear();
+    }
+
+    /// Refuses nothing any more, and no later commit fails.
+    pub fn recover(&mut self) {
+        self.refused.clear();
+        self.failures.clear();
     }
 
     fn carry_out(&mut self, batch: &Batch) -> Result<(), KernelError> {
@@ -92,8 +100,8 @@ impl Kernel for MemoryKernel {
                 Err(KernelError::Rejected(vec![rejection(batch, 0, errno)]))
             }
             Some(Failure::Socket(errno)) => {
-                let source = std::io::Error::from_raw_os_error(errno);
-                Err(KernelError::Socket { doing: "sending a batch", source })
+                let error = std::io::Error::from_raw_os_error(errno);
+                Err(KernelError::Socket { doing: "sending a batch", error })
             }
             Some(Failure::UnknownApplied) => {
                 self.carry_out(batch)?;
@@ -106,6 +114,10 @@ impl Kernel for MemoryKernel {
                 Err(KernelError::Interrupted("told that there was another change".to_owned()))
             }
         }
+    }
+
+    fn changed_by_others(&mut self) -> Result<bool, KernelError> {
+        Ok(std::mem::take(&mut self.changed_by_others))
     }
 
     fn validate(&mut self, batch: &Batch) -> Result<(), KernelError> {
@@ -228,12 +240,12 @@ mod tests {
     }
 
     #[test]
-    fn foreign_chains_are_unknown() {
+    fn chains_with_other_rules_are_stale() {
         let mut kernel = kernel();
         let table = kernel.tables.0.get_mut(&FAMILY).unwrap();
         table.chains.get_mut(&Chain::Reject).unwrap().clear();
         let observed = kernel.observe(&program()).unwrap();
-        assert!(observed[&FAMILY].unknown.contains(&"chain reject-chain".to_owned()));
+        assert!(observed[&FAMILY].stale_chains.contains(&Chain::Reject));
     }
 
     /// A table with two chains and sets for two rows.

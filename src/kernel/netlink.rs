@@ -25,18 +25,22 @@ const ERESTART: i32 = 85;
 /// The tables of the network namespace in which it was made.
 pub struct NetlinkKernel {
     channel: Channel,
+    /// Takes dumps as they are although something was changed meanwhile.
+    tolerant: bool,
+    /// The generation after our last look or commit; another one means that somebody else has changed something.
+    generation: Option<u32>,
 }
 
 impl NetlinkKernel {
     /// Connects to nf_tables, and fails if the kernel has none or the process may not change it.
     pub fn new() -> Result<NetlinkKernel, KernelError> {
         let channel = Channel::open(NETLINK_NETFILTER)
-            .map_err(|source| KernelError::Socket { doing: "opening a netlink socket", source })?;
-        let mut kernel = NetlinkKernel { channel };
+            .map_err(|error| KernelError::Socket { doing: "opening a netlink socket", error })?;
+        let mut kernel = NetlinkKernel { channel, tolerant: false, generation: None };
         match kernel.generation() {
             // nfnetlink is there, but nobody has registered for nf_tables.
-            Err(KernelError::Socket { source, .. }) if source.raw_os_error() == Some(EINVAL) => {
-                Err(KernelError::Unsupported(source))
+            Err(KernelError::Socket { error, .. }) if error.raw_os_error() == Some(EINVAL) => {
+                Err(KernelError::Unsupported(error))
             }
             other => other.map(|_| kernel),
         }
@@ -66,7 +70,10 @@ impl NetlinkKernel {
         request: impl FnOnce(u32) -> Vec<u8>,
         take: impl FnMut(u16, &[u8]),
     ) -> Result<(), KernelError> {
-        self.channel.ask(request, take).map_err(|failure| failure.into_error(doing))
+        match self.channel.ask(request, take) {
+            Err(Failure::Interrupted) if self.tolerant => Ok(()),
+            answer => answer.map_err(|failure| failure.into_error(doing)),
+        }
     }
 
     fn transact(
@@ -82,9 +89,9 @@ impl NetlinkKernel {
         self.channel.drain().map_err(|failure| failure.into_error(DOING))?;
         let encoded = encode(batch, self.channel.next_seq(), generation, ending);
         self.channel.set_next_seq(encoded.next_seq());
-        self.channel.send(&encoded.bytes).map_err(|source| match source.raw_os_error() {
+        self.channel.send(&encoded.bytes).map_err(|error| match error.raw_os_error() {
             Some(EINTR) => KernelError::Interrupted("a signal".to_owned()),
-            _ => KernelError::Socket { doing: DOING, source },
+            _ => KernelError::Socket { doing: DOING, error },
         })?;
         let answers = self.channel.errors().map_err(|failure| match failure {
             Failure::Lost(why) => KernelError::Unknown(why),
@@ -172,15 +179,36 @@ impl Kernel for NetlinkKernel {
                 Err(KernelError::Interrupted(_)) => continue,
                 Err(error) if is_absence(&error) && self.generation()? != before => continue,
                 Err(error) => return Err(error),
-                Ok(tables) if self.generation()? == before => return Ok(tables),
+                Ok(tables) if self.generation()? == before => {
+                    self.generation = Some(before);
+                    return Ok(tables);
+                }
                 Ok(_) => continue,
             }
         }
-        Err(KernelError::Interrupted(format!("{READ_ATTEMPTS} times while tables were read")))
+        // The generation is that of the whole namespace. Where others change their tables all the time, no look is ever
+        // undisturbed; ours, which nobody else changes, can be read all the same. If somebody did change them, the next
+        // commit is refused and they are read again.
+        self.tolerant = true;
+        let tables = self.read_tables(program);
+        self.tolerant = false;
+        tables
     }
 
     fn commit(&mut self, batch: &Batch) -> Result<(), KernelError> {
-        self.transact(batch, None, Ending::Commit)
+        let result = self.transact(batch, None, Ending::Commit);
+        // A commit counts the generation up by one, and leaves out zero (nf_tables_commit in nf_tables_api.c).
+        self.generation = match (&result, self.generation) {
+            (Ok(()), Some(before)) if !batch.is_empty() => Some(before.checked_add(1).unwrap_or(1)),
+            (_, generation) => generation,
+        };
+        result
+    }
+
+    fn changed_by_others(&mut self) -> Result<bool, KernelError> {
+        let now = self.generation()?;
+        let known = self.generation.replace(now);
+        Ok(known.is_some_and(|known| known != now))
     }
 
     fn validate(&mut self, batch: &Batch) -> Result<(), KernelError> {
@@ -189,7 +217,7 @@ impl Kernel for NetlinkKernel {
 }
 
 fn is_absence(error: &KernelError) -> bool {
-    matches!(error, KernelError::Socket { source, .. } if source.raw_os_error() == Some(ENOENT))
+    matches!(error, KernelError::Socket { error, .. } if error.raw_os_error() == Some(ENOENT))
 }
 
 /// What the kernel's answers to a batch mean. One error is enough: then nothing was carried out, even if the last
@@ -213,8 +241,8 @@ fn judge(batch: &Batch, encoded: &Encoded, answers: &[ErrorMessage]) -> Result<(
                 return Err(KernelError::Interrupted(what.to_owned()));
             }
             (EPERM, Place::Batch) => {
-                let source = io::Error::from_raw_os_error(EPERM);
-                return Err(KernelError::Socket { doing: "changing nf_tables", source });
+                let error = io::Error::from_raw_os_error(EPERM);
+                return Err(KernelError::Socket { doing: "changing nf_tables", error });
             }
             _ => (),
         }

@@ -31,7 +31,7 @@ mod programmed;
 mod rows;
 mod table;
 #[cfg(test)]
-pub(in crate::nft) mod tests;
+pub(crate) mod tests;
 
 pub use counts::RowCounts;
 pub use plan::{Limit, LimitReason};

@@ -464,6 +464,8 @@ pub struct ObservedTable {
     pub sets: Vec<(SetName, Option<u32>)>,
     /// Chains whose definition and rules are exactly the wanted program's.
     pub chains: Vec<Chain>,
+    /// Chains that are the wanted program's by name and hook, with other rules: an upgrade, or other settings.
+    pub stale_chains: Vec<Chain>,
     /// Rows, sorted by (set, key). Rows of [`SetName::Affinity`] are left out: packets write them.
     pub elements: Vec<(SetName, Key, Value)>,
     /// Whatever could not be read as ours, by kind and name: another version's objects, foreign ones, tampered ones.

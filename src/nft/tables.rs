@@ -272,6 +272,7 @@ impl Table {
         for (chain, rules) in &self.chains {
             match wanted.get(chain) {
                 Some(wanted) if wanted == rules => table.chains.push(*chain),
+                Some(_) if !matches!(chain, Chain::Remember(_)) => table.stale_chains.push(*chain),
                 _ => table.unknown.push(format!("chain {chain}")),
             }
         }

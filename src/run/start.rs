@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 
 use super::{Ending, Shell, Stop};
-use crate::config::{Config, Source};
+use crate::config::{Config, NodePortSelector, Source};
 use crate::conntrack::Sweep;
 use crate::kernel::netlink::NetlinkKernel;
 use crate::kernel::{Addresses, Conntrack};
@@ -32,6 +32,9 @@ const QUEUE: usize = 1_024;
 
 /// Health check node ports that could not be opened are tried again this often.
 const LISTEN_AGAIN: Duration = Duration::from_secs(30);
+
+/// How long the first write waits for the own Node's addresses if NodePorts depend on them, as kube-proxy does.
+const NODE_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Pauses between attempts to delete stale flows.
 const FIRST_SWEEP_RETRY: Duration = Duration::from_millis(500);
@@ -70,7 +73,13 @@ pub(super) fn sync(shell: &Shell) -> anyhow::Result<()> {
     };
     let pace = Pace::new(config.min_sync_period, config.sync_period);
     let engine = Engine::new(settings(config), Cluster::new(&RESOURCES));
-    Sync::new(engine, kernel, pace, changes, ports, config.sync_period).run();
+    let sync = Sync::new(engine, kernel, pace, changes, ports, config.sync_period);
+    match (&config.source, &config.node_ports) {
+        (Source::ApiServer(_), NodePortSelector::Primary) => {
+            sync.wait_for_node(NODE_PATIENCE).run()
+        }
+        _ => sync.run(),
+    }
     if sweeper.join().is_err() {
         error!("the thread that deletes stale conntrack entries panicked");
     }
@@ -91,14 +100,7 @@ pub(super) fn context(config: &Config) -> Context {
 
 /// What the kernel's tables depend on.
 pub(super) fn settings(config: &Config) -> Settings {
-    Settings {
-        masquerade_mark: config.masquerade_mark,
-        masquerade_all: config.masquerade_all,
-        families: families(),
-        detect_local: config.detect_local.clone(),
-        node_ports: config.node_ports.clone(),
-        node_ip: Some(config.bind_address).filter(|it| !it.is_unspecified()),
-    }
+    Settings::of(config, families())
 }
 
 /// IPv6 may be compiled out or switched off (reference 5.1).

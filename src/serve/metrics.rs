@@ -4,17 +4,19 @@
 //! bounded: families, sets of the schema, kinds of objects, reasons; never names of objects. Times come in as
 //! arguments.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use prometheus::{Encoder, TextEncoder};
 
 use crate::config::FeatureGates;
-use crate::model::{Family, Resource, Skipped};
+use crate::model::{Family, Resource};
+use crate::watch::Stats;
 
 mod families;
 mod process;
+mod watches;
 
 use families::Families;
 
@@ -22,6 +24,8 @@ use families::Families;
 #[derive(Clone, Debug)]
 pub struct Metrics {
     families: Arc<Families>,
+    /// Who counts for himself.
+    watches: Arc<Mutex<Option<Arc<Stats>>>>,
 }
 
 /// How much a sync looked at.
@@ -55,11 +59,21 @@ pub enum RowOp {
 impl Metrics {
     /// An error means that two metrics share a name or a name is malformed: a mistake in this file's neighbours.
     pub fn new(gates: &FeatureGates) -> Result<Self, prometheus::Error> {
-        Ok(Metrics { families: Arc::new(Families::register(gates)?) })
+        Ok(Metrics { families: Arc::new(Families::register(gates)?), watches: Arc::default() })
+    }
+
+    /// From now on the figures of these watches are shown, too.
+    pub fn show_watches(&self, stats: Arc<Stats>) {
+        *self.watches.lock().unwrap_or_else(PoisonError::into_inner) = Some(stats);
     }
 
     /// Everything in Prometheus' text format.
     pub fn text(&self) -> Result<String, prometheus::Error> {
+        {
+            // The lock also keeps scrapes from copying at the same moment.
+            let watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
+            watches.iter().for_each(|stats| watches::copy(stats, &self.families));
+        }
         let mut bytes = Vec::new();
         TextEncoder::new().encode(&self.families.registry.gather(), &mut bytes)?;
         String::from_utf8(bytes).map_err(|error| prometheus::Error::Msg(error.to_string()))
@@ -142,12 +156,6 @@ impl Metrics {
         self.families.conflicts.set(number(claims));
     }
 
-    /// An object, or a part of one, was left out.
-    pub fn object_skipped(&self, skipped: &Skipped) {
-        let labels = [resource_label(skipped.resource), skipped.reason];
-        self.families.skipped.with_label_values(&labels).inc();
-    }
-
     // The kernel.
 
     /// Rows of a set were written in a committed batch.
@@ -193,26 +201,6 @@ impl Metrics {
         let family = [label(family)];
         self.families.conntrack_duration.with_label_values(&family).observe(took.as_secs_f64());
         self.families.conntrack_deleted.with_label_values(&family).inc_by(deleted);
-    }
-
-    // The API server.
-
-    /// A watch delivered an event.
-    pub fn watch_event(&self, resource: Resource, now: Timestamp) {
-        let resource = [resource_label(resource)];
-        self.families.watch_events.with_label_values(&resource).inc();
-        let seconds = now.as_duration().as_secs_f64();
-        self.families.watch_last_event.with_label_values(&resource).set(seconds);
-    }
-
-    /// A whole list was fetched: the first one, or because a watch could not go on.
-    pub fn watch_relisted(&self, resource: Resource) {
-        self.families.watch_relists.with_label_values(&[resource_label(resource)]).inc();
-    }
-
-    /// A list or watch failed and is tried again.
-    pub fn watch_failed(&self, resource: Resource) {
-        self.families.watch_errors.with_label_values(&[resource_label(resource)]).inc();
     }
 
     // Answers.

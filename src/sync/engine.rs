@@ -30,6 +30,9 @@ pub struct Engine {
     forwarder: Forwarder,
     /// `None`: what the kernel holds is not known, look first.
     compiler: Option<Compiler>,
+    /// The tables themselves are not known to be complete: the next batch brings what they lack, made for this many
+    /// rows.
+    skeleton: Option<RowCounts>,
     /// Touched by changes, not recomputed yet.
     touched: Touched,
     /// Recomputed, not in a committed batch yet; written before anything that is merely to be compared.
@@ -86,6 +89,7 @@ impl Engine {
             cluster,
             forwarder,
             compiler: None,
+            skeleton: None,
             touched: Touched::default(),
             urgent: BTreeSet::new(),
             unwritten: BTreeSet::new(),
@@ -111,8 +115,9 @@ impl Engine {
     /// Takes a change. Nothing is computed yet.
     pub fn apply(&mut self, change: Change) {
         let touched = self.cluster.apply(change);
-        // What the kernel refused may be good now.
-        self.refused.retain(|service, _| !touched.services.contains(service));
+        // What the kernel refused may be good now; it is written even if it forwards as before.
+        let again = touched.services.iter().filter(|it| self.refused.remove(it).is_some());
+        self.urgent.extend(again);
         self.facts_changed |= touched.node || touched.service_cidrs;
         for service in &touched.triggers_void {
             self.triggers.remove(service);
@@ -168,15 +173,16 @@ impl Engine {
     /// What the kernel holds now. Every Service is compared with it from here on; equal rows are not written.
     pub fn observed(&mut self, tables: BTreeMap<Family, ObservedTable>) {
         self.recompute();
-        let mut compiler = Compiler::adopt(self.program.clone(), tables);
+        self.compiler = Some(Compiler::adopt(self.program.clone(), tables));
         let mut expected = RowCounts::default();
         for (_, forwarding) in self.forwarder.forwardings() {
             expected.expect(forwarding);
         }
-        compiler.stage_skeleton(&expected);
-        self.compiler = Some(compiler);
-        self.urgent.clear();
+        self.skeleton = Some(expected);
         self.unwritten = self.forwarder.forwardings().map(|(service, _)| service).collect();
+        // Services that are gone have no forwarding, but what they meant to others has to end.
+        self.unwritten.extend(self.results.services());
+        self.unwritten.append(&mut self.urgent);
         self.in_flight.clear();
         self.adopting = true;
         self.facts_changed = true;
@@ -187,7 +193,12 @@ impl Engine {
     pub fn plan(&mut self) -> Batch {
         self.recompute();
         let Some(compiler) = self.compiler.as_mut() else { return Batch::default() };
-        for &family in &self.program.families {
+        // Again after a refusal, which took it back together with the rows.
+        if let Some(expected) = &self.skeleton {
+            compiler.stage_skeleton(expected);
+        }
+        // A rollback forgets these as well; nothing is staged that the kernel has already.
+        for &family in self.program.families.iter().filter(|_| self.facts_changed) {
             let (node, host) = (self.cluster.node(), self.cluster.host_addresses());
             let listed = match self.program.family(family).node_ports {
                 NodePortAddresses::Listed => self.settings.node_port_ips(family, node, host),
@@ -244,6 +255,7 @@ impl Engine {
         if let Some(compiler) = self.compiler.as_mut() {
             compiler.confirm();
         }
+        self.skeleton = None;
         let mut outcome = self.results.take(&mut self.in_flight);
         for service in &outcome.services {
             outcome.triggers.extend(self.triggers.remove(service).unwrap_or_default());
@@ -366,3 +378,6 @@ fn culprits(rejections: &[Rejection], staged: &[ServiceId]) -> Vec<(ServiceId, R
     }
     culprits.into_iter().collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use crate::config::{DetectLocal, NodePortSelector};
+use crate::config::{Config, DetectLocal, NodePortSelector};
 use crate::model::{Family, Node};
 use crate::nft::skeleton::{FamilyProgram, NodePortAddresses, Program};
 use crate::serve::ListenOn;
@@ -22,6 +22,18 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// What the configuration says for a host that supports `families`.
+    pub fn of(config: &Config, families: Vec<Family>) -> Settings {
+        Settings {
+            masquerade_mark: config.masquerade_mark,
+            masquerade_all: config.masquerade_all,
+            families,
+            detect_local: config.detect_local.clone(),
+            node_ports: config.node_ports.clone(),
+            node_ip: Some(config.bind_address).filter(|it| !it.is_unspecified()),
+        }
+    }
+
     /// The constant program. It changes only with what the own Node says of itself.
     pub fn program(&self, node: Option<&Node>) -> Program {
         let family = |family| {

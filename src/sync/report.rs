@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use tokio::sync::watch;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::engine::{Conflicts, Engine};
 use super::now;
@@ -18,6 +18,7 @@ use crate::kernel::Rejection;
 use crate::model::{Change, Cluster, Family, Node, ObjectName, Resource, ServiceId};
 use crate::nft::compile::{Limit, LimitReason};
 use crate::nft::schema::{Batch, ObservedTable, Op, SetName};
+use crate::nft::tables::family_of;
 use crate::serve::metrics::{BatchResult, PolicyKind, RowOp, SyncKind};
 use crate::serve::{HealthCheck, ListenOn, Metrics, SharedHealth};
 use crate::watch::{Notice, NoticeKind, Recorder, Regarding};
@@ -58,6 +59,8 @@ pub(super) struct Reporter {
     queued: bool,
     families: Vec<Family>,
     work: Work,
+    /// Nanoseconds since the epoch. Causes from before are not ours to answer for (reference 9).
+    started: i128,
 }
 
 /// What happened since the last time everything was written.
@@ -65,6 +68,10 @@ pub(super) struct Reporter {
 struct Work {
     began: Option<Instant>,
     full: bool,
+    /// Everything is compared because others have changed some table, perhaps not ours.
+    verifying: bool,
+    /// Families with rows or rules that were written.
+    written: BTreeSet<Family>,
     events: u64,
     services: BTreeSet<ServiceId>,
     batches: usize,
@@ -73,7 +80,9 @@ struct Work {
 
 impl Reporter {
     pub(super) fn new(ports: Ports) -> Reporter {
-        Reporter { ports, node: None, queued: false, families: Vec::new(), work: Work::default() }
+        let started = Timestamp::now().as_nanosecond();
+        let work = Work::default();
+        Reporter { ports, node: None, queued: false, families: Vec::new(), work, started }
     }
 
     /// The loop begins.
@@ -92,8 +101,8 @@ impl Reporter {
             match change {
                 Change::ServiceApplied(_) | Change::ServiceDeleted(_) => services += 1,
                 Change::SliceApplied(_) | Change::SliceDeleted(_) => slices += 1,
-                Change::Unusable(skipped) => self.ports.metrics.object_skipped(skipped),
-                Change::Listing(_)
+                Change::Unusable(_)
+                | Change::Listing(_)
                 | Change::Listed(_)
                 | Change::NodeApplied(_)
                 | Change::NodeDeleted
@@ -128,9 +137,22 @@ impl Reporter {
         self.work.began.get_or_insert_with(now);
     }
 
+    /// Others have changed some table: everything will be compared.
+    pub(super) fn verifying(&mut self) {
+        self.work.verifying = true;
+    }
+
+    /// Whether everything is being compared for that reason.
+    pub(super) fn is_verifying(&self) -> bool {
+        self.work.verifying
+    }
+
     /// The kernel's tables have been read.
     pub(super) fn observed(&mut self, tables: &BTreeMap<Family, ObservedTable>) {
         self.work.full = true;
+        if self.work.verifying {
+            return;
+        }
         for (family, table) in tables {
             let rows = table.elements.len();
             info!(
@@ -148,6 +170,7 @@ impl Reporter {
         if result == BatchResult::Committed {
             self.work.batches += 1;
             self.work.operations += batch.len();
+            self.work.written.extend(batch.0.iter().map(family_of));
             for ((family, set, added), rows) in count_rows(batch) {
                 let op = if added { RowOp::Add } else { RowOp::Delete };
                 self.ports.metrics.rows_written(family, set.name(), op, rows);
@@ -158,7 +181,8 @@ impl Reporter {
     /// What was planned is in the kernel.
     pub(super) fn committed(&mut self, mut outcome: Outcome, engine: &Engine) {
         let now = Timestamp::now().as_nanosecond();
-        for (family, time) in outcome.triggers {
+        let triggers = outcome.triggers.into_iter().filter(|(_, time)| *time > self.started);
+        for (family, time) in triggers {
             let latency = u64::try_from(now.saturating_sub(time)).unwrap_or_default();
             self.ports.metrics.programmed(family, Duration::from_nanos(latency));
         }
@@ -196,6 +220,10 @@ impl Reporter {
         }
         self.ports.metrics.service_changes_pending(0);
         self.ports.metrics.events_coalesced(work.events.saturating_sub(1));
+        if work.verifying && work.operations > 0 {
+            warn!(operations = work.operations, "somebody else had changed our tables; they are as wanted again");
+            work.written.iter().for_each(|family| self.ports.metrics.drift_repaired(*family));
+        }
         if work.operations > 0 {
             for (family, set, rows) in engine.row_counts().into_iter().flat_map(|it| it.iter()) {
                 let rows = usize::try_from(rows).unwrap_or(usize::MAX);
@@ -210,6 +238,8 @@ impl Reporter {
                 ?took,
                 "synced"
             );
+        } else if work.verifying {
+            debug!(?took, "others changed tables, not ours");
         } else if work.full {
             info!(
                 services = work.services.len(),

@@ -83,6 +83,11 @@ impl Results {
         outcome
     }
 
+    /// The Services whose forwarding in the kernel means something to others.
+    pub fn services(&self) -> impl Iterator<Item = ServiceId> {
+        self.known.keys().copied()
+    }
+
     /// All health check node ports. Walks all Services that mean something to others, a small part of all: it is
     /// asked only when one of them has changed.
     pub fn health_checks(&self) -> impl Iterator<Item = (&ObjectName, &HealthCheck)> {

@@ -148,6 +148,7 @@ async fn hand_on(
         tracing::warn!("{problem}");
     }
     for skipped in &news.skipped {
+        stats.count_skipped(skipped);
         recorder.skipped(skipped);
     }
     for change in news.changes {

@@ -34,7 +34,7 @@ use super::client::ApiClient;
 use super::decode::Decoder;
 use super::events::Recorder;
 use super::resource::{Freshness, Spec};
-use super::stats::{ResourceStats, State};
+use super::stats::{ResourceStats, State, Stats};
 use super::trouble::{ApiError, Trouble};
 use super::versions::Versions;
 use super::wire::{Items, Line, Lines};
@@ -80,6 +80,7 @@ pub(super) struct Reflector<'a> {
     spec: Spec,
     client: Arc<ApiClient>,
     stats: &'a ResourceStats,
+    all_stats: &'a Stats,
     pace: WatchPace,
     decoder: Decoder,
     sender: &'a ChangeSender,
@@ -133,6 +134,7 @@ impl<'a> Reflector<'a> {
     ) -> Self {
         Reflector {
             stats: watching.stats.of(spec.resource),
+            all_stats: &watching.stats,
             spec,
             client,
             pace,
@@ -353,6 +355,7 @@ impl<'a> Reflector<'a> {
             return Ok(decoded.version);
         }
         for skipped in &decoded.skipped {
+            self.all_stats.count_skipped(skipped);
             self.recorder.skipped(skipped);
         }
         if let Some(change) = decoded.change {

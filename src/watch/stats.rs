@@ -1,8 +1,10 @@
 //! What is known about each watch: plain atomics that the metrics page and the health check read.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
-use crate::model::Resource;
+use crate::model::{Resource, Skipped};
 
 use super::trouble::Trouble;
 
@@ -13,9 +15,22 @@ pub struct Stats {
     endpoint_slice: ResourceStats,
     node: ResourceStats,
     service_cidr: ResourceStats,
+    /// Objects, or parts of them, that were left out, by kind and reason; both are closed sets.
+    skipped: Mutex<BTreeMap<(Resource, &'static str), u64>>,
 }
 
 impl Stats {
+    /// Counts something that is left out.
+    pub fn count_skipped(&self, skipped: &Skipped) {
+        let mut counts = self.skipped.lock().unwrap_or_else(PoisonError::into_inner);
+        *counts.entry((skipped.resource, skipped.reason)).or_default() += 1;
+    }
+
+    /// What was left out so far.
+    pub fn skipped(&self) -> BTreeMap<(Resource, &'static str), u64> {
+        self.skipped.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     pub fn of(&self, resource: Resource) -> &ResourceStats {
         match resource {
             Resource::Service => &self.service,
@@ -83,7 +98,8 @@ impl ResourceStats {
         self.objects.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn count_error(&self, trouble: Trouble) {
+    /// Counts a failure.
+    pub fn count_error(&self, trouble: Trouble) {
         if let Some(counter) = self.errors.get(trouble as usize) {
             counter.fetch_add(1, Ordering::Relaxed);
         }

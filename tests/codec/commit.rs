@@ -4,7 +4,7 @@ use kube_ferry::kernel::{Kernel, KernelError, NetlinkKernel};
 use kube_ferry::model::Family;
 use kube_ferry::nft::schema::Owner;
 use kube_ferry::nft::tables::Tables;
-use kube_ferry::nft::{Batch, Chain, Key, Op, SetName, Value};
+use kube_ferry::nft::{Batch, Chain, Key, Op, SetName, Slots, Value};
 
 use super::namespace::{isolated, run};
 use super::table::{add, address, endpoint_row, everything, program, rows, skeleton_of};
@@ -228,13 +228,13 @@ fn what_others_put_into_the_table_is_named() {
             [
                 "1 object(s) other than sets and chains",
                 "chain filter-input",
-                "chain pick-8",
-                "chain reject-chain",
                 "chain theirs",
                 "element of service-cidrs: from 100.64.0.1 up to, without, 100.64.0.3",
                 "set theirs",
             ]
         );
+        let pick = Chain::Pick(Slots::from_log2(3).unwrap());
+        assert_eq!(observed[&Family::V4].stale_chains, [Chain::Reject, pick]);
         assert!(observed[&Family::V6].unknown.is_empty());
     });
 }

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use kube_ferry::config::FeatureGates;
+use kube_ferry::serve::Metrics;
 use serde_json::Value;
 
 use super::manifests::objects;
@@ -63,4 +65,18 @@ fn whoever_is_alerted_finds_the_metric_on_the_dashboard() {
     let missing: Vec<String> =
         in_alerts().into_iter().filter(|name| !dashboard.contains(name)).collect();
     assert_eq!(missing, [""; 0]);
+}
+
+#[test]
+fn every_metric_spoken_of_is_there() {
+    let metrics = Metrics::new(&FeatureGates::default()).unwrap();
+    crate::serve::exercise(&metrics);
+    let page = metrics.text().unwrap();
+    let unknown: Vec<String> = in_alerts()
+        .into_iter()
+        .chain(in_dashboard())
+        .filter(|name| !page.contains(&format!("# TYPE {name} ")))
+        .collect();
+    // kubeferry_conntrack_* are read from /proc/sys/net/netfilter, which the module nf_conntrack brings.
+    assert_eq!(unknown, [""; 0]);
 }

@@ -5,9 +5,10 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
-use kube_ferry::model::Protocol;
+use kube_ferry::model::{Family, Protocol};
 
 use super::objects::Objects;
 use super::story::{Ending, Translation};
@@ -18,14 +19,32 @@ pub(crate) trait Datapath {
     /// Makes these the objects; returns when they are in force.
     fn apply(&mut self, objects: &Objects) -> Result<(), String>;
 
+    /// Gives the node an address on one of its interfaces, or takes it away.
+    fn set_address(&mut self, address: IpAddr, present: bool) -> Result<(), String>;
+
     /// Opens connections until all has been seen that can become of them; one answer for each attempt.
     fn reach(&self, attempts: &[Attempt]) -> Vec<BTreeSet<Reach>>;
+
+    /// Opens connections that all reach one and the same backend, and names it.
+    fn stick(&self, attempt: &Attempt) -> Result<String, String>;
+
+    /// Whether an address is remembered for session affinity; `None` where nobody can know.
+    fn remembers(&self, source: Actor, family: Family) -> Option<Result<bool, String>>;
+
+    /// Lets time pass.
+    fn pass(&mut self, time: Duration);
+
+    /// A step, or a part of it, that has no meaning here is left out; says so to whoever reads along.
+    fn skip(&self, line: usize, what: &str);
 
     /// Ends the proxy.
     fn stop(&mut self, ending: Ending) -> Result<(), String>;
 
     /// Starts the proxy again. Returns what was written to the kernel's tables since it was stopped.
     fn start_again(&mut self) -> Result<Vec<String>, String>;
+
+    /// Ends the proxy and starts it with these flags besides its own; what follows from them is in force then.
+    fn upgrade(&mut self, flags: &[String]) -> Result<(), String>;
 
     /// The world with its clients, if there is one: open connections and the like need it, and are left out elsewhere.
     fn world(&self) -> Option<&World>;

@@ -17,10 +17,15 @@ scenarios! {
     external_local
     external_local_for_external_ips_of_a_cluster_ip_service
     external_local_without_local_endpoint_drops
+    foreign_input_firewall
+    foreign_kube_proxy_leftovers
+    foreign_mark_bits
+    foreign_masquerade_and_forward_rules
     hairpin
     hairpin_with_local_policies
     health_check_node_port
     host_network_endpoints
+    icmp_to_service_addresses
     ignored_objects
     internal_local_does_not_concern_external_addresses
     internal_local_without_local_endpoint_drops
@@ -29,14 +34,18 @@ scenarios! {
     masquerade_bit
     named_ports_resolve_differently
     no_endpoints_reject
+    node_addresses_change_live
     node_port_all_addresses
+    node_port_any_address
     node_port_listed_addresses
     node_port_primary_address
+    node_port_primary_address_moves
     node_port_same_number_two_protocols
     other_ports_of_external_addresses_are_left_alone
     restart
     rolling_update
     scale_to_zero_and_back
+    service_cidr_appears_late
     session_affinity
     session_affinity_and_endpoints
     session_affinity_switched
@@ -54,6 +63,8 @@ scenarios! {
     topology_does_not_concern_local_policies
     topology_node_hints
     topology_zone_hints
+    traffic_during_changes
+    traffic_during_upgrade
     traffic_table_masquerade_all
     traffic_table_masquerade_all_without_detector
     traffic_table_with_detector

@@ -6,15 +6,17 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use kube_ferry::model::{Family, Protocol};
+use kube_ferry::nft::schema::TABLE;
 use rustix::process::Signal;
 use serde_json::json;
 use tempfile::TempDir;
 
 use super::datapath::{Attempt, Datapath, Reach, Wanted};
 use super::objects::Objects;
-use super::run::{classify, run};
+use super::run::{answers, classify, run};
 use super::story::{Ending, ObjectRef, Step, Story};
 use crate::support::client::{ANSWER, Outcome, SILENCE, ask};
 use crate::support::patience::{LONG, poll};
@@ -27,6 +29,9 @@ const FEWEST_CONNECTIONS: usize = 24;
 
 /// Connections of one flow while an expected backend is still missing: one in nine is missed once in 10^10 times.
 const MOST_CONNECTIONS: usize = 200;
+
+/// Connections of a `sticky` step: that four pods are always the same by chance happens once in 10^9.
+const STICKY_CONNECTIONS: usize = 16;
 
 /// Flows at one time. They mostly wait, but too many make silence out of a busy machine.
 const FLOWS_AT_ONCE: usize = 8;
@@ -75,13 +80,9 @@ impl<'w> Packets<'w> {
         let directory = tempfile::tempdir().unwrap();
         std::fs::create_dir(directory.path().join("manifests")).unwrap();
         let manifests = directory.path().join("manifests").display().to_string();
-        let fixed = ["--proxy-mode=nftables", "--hostname-override=node-1"];
+        let fixed = ["--hostname-override=node-1", &format!("--manifests={manifests}")];
         let mut arguments: Vec<String> = fixed.map(str::to_owned).to_vec();
-        arguments.push(format!("--manifests={manifests}"));
-        if !story.flags.iter().any(|flag| flag.starts_with("--cluster-cidr")) {
-            arguments.push("--cluster-cidr=10.244.0.0/16,fd00:10:244::/48".to_owned());
-        }
-        arguments.extend(story.flags.iter().filter(|flag| *flag != "--cluster-cidr=").cloned());
+        arguments.extend(story.arguments());
         Packets { world, directory, arguments, proxy: None, monitor: None, changes: 0 }
     }
 
@@ -172,6 +173,42 @@ impl Datapath for Packets<'_> {
         results.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn set_address(&mut self, address: IpAddr, present: bool) -> Result<(), String> {
+        let (verb, length) =
+            (if present { "add" } else { "del" }, if address.is_ipv4() { 32 } else { 128 });
+        let nodad = if present && address.is_ipv6() { " nodad" } else { "" };
+        self.world.node().ip(&format!("address {verb} {address}/{length} dev outside{nodad}\n"));
+        Ok(())
+    }
+
+    fn stick(&self, attempt: &Attempt) -> Result<String, String> {
+        let first = answers(self.world, attempt, 1)?.remove(0);
+        let all = answers(self.world, attempt, STICKY_CONNECTIONS)?;
+        if all.iter().any(|it| *it != first) {
+            return Err(format!("first {first}, then {all:?}"));
+        }
+        Ok(first)
+    }
+
+    fn remembers(&self, source: Actor, family: Family) -> Option<Result<bool, String>> {
+        let (table, at) = match family {
+            Family::V4 => ("ip", 0),
+            Family::V6 => ("ip6", 1),
+        };
+        let arguments = ["list", "map", table, TABLE, "affinity"];
+        let listing = self.world.node().command("nft", &arguments, "");
+        let address = source.addresses()[at].to_string();
+        Some(Ok(listing.split([' ', '\t', '\n']).any(|word| word == address)))
+    }
+
+    fn pass(&mut self, time: Duration) {
+        thread::sleep(time);
+    }
+
+    fn skip(&self, line: usize, what: &str) {
+        panic!("line {line}: {what}, though there are packets");
+    }
+
     fn stop(&mut self, ending: Ending) -> Result<(), String> {
         let proxy = self.proxy.as_mut().ok_or("the proxy has not been started")?;
         self.monitor = Some(Monitor::start(self.world.node()));
@@ -196,6 +233,14 @@ impl Datapath for Packets<'_> {
         self.wait_for_fence()?;
         let mut monitor = self.monitor.take().ok_or("the proxy has not been stopped")?;
         Ok(monitor.heard())
+    }
+
+    fn upgrade(&mut self, flags: &[String]) -> Result<(), String> {
+        let proxy = self.proxy.as_mut().ok_or("the proxy has not been started")?;
+        proxy.stop(Signal::TERM);
+        proxy.add_arguments(flags);
+        proxy.run()?;
+        self.wait_for_fence()
     }
 
     fn world(&self) -> Option<&World> {

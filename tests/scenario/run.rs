@@ -2,22 +2,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::thread;
+use std::time::Duration;
 
 use kube_ferry::model::Family;
-use kube_ferry::nft::schema::TABLE;
 
 use super::datapath::{Attempt, Datapath, Reach, Wanted};
 use super::objects::Objects;
-use super::story::{Edit, Ending, Expected, Flow, Line, Pod, Step, Story, Translation, When};
+use super::story::{Edit, Ending, Expected, Flow, Line, Pod, Step, Story, Tool, Translation, When};
+use super::traffic::Traffic;
 use crate::support::client::{ANSWER, Open, Outcome, SILENCE, ask};
+use crate::support::icmp::{Echo, ping};
 use crate::support::patience::{LONG, poll};
 use crate::support::proxy::get;
 use crate::support::statistics::{chi_square, is_balanced};
 use crate::support::world::{Actor, World, twin};
-
-/// Connections of a `sticky` step: that four pods are always the same by chance happens once in 10^9.
-const STICKY_CONNECTIONS: usize = 16;
 
 /// Connections for each backend of a `balanced` step.
 const BALANCED_CONNECTIONS: usize = 250;
@@ -31,7 +29,9 @@ pub(crate) fn run(story: &Story, datapath: &mut impl Datapath) -> Result<(), Str
         applied: false,
         found: BTreeMap::new(),
         open: BTreeMap::new(),
+        traffic: BTreeMap::new(),
         last_flows: Vec::new(),
+        settling: false,
     };
     let mut steps = story.steps.as_slice();
     while let Some((first, rest)) = steps.split_first() {
@@ -68,7 +68,10 @@ struct Run<'d, D> {
     /// Pods that `sticky` steps found, by name and family.
     found: BTreeMap<(String, Family), &'static str>,
     open: BTreeMap<(String, Family), OpenConnection>,
+    traffic: BTreeMap<(String, Family), Traffic>,
     last_flows: Vec<Line<Flow>>,
+    /// The node's addresses have changed, which the proxy hears of by a way of its own: flows may take a moment.
+    settling: bool,
 }
 
 struct OpenConnection {
@@ -79,8 +82,12 @@ struct OpenConnection {
 
 impl<D: Datapath> Run<'_, D> {
     fn step(&mut self, step: &Line<Step>) -> Result<(), String> {
-        if !matches!(step.what, Step::Edit(_)) {
+        // Others' rules may be there before the proxy is.
+        if !matches!(step.what, Step::Edit(_) | Step::Foreign(..)) {
             self.put_in_force()?;
+        }
+        if self.datapath.world().is_none() && needs_sockets(&step.what) {
+            self.datapath.skip(step.number, "needs sockets; not looked at");
         }
         match &step.what {
             Step::Edit(edit) => self.edit(edit),
@@ -95,13 +102,27 @@ impl<D: Datapath> Run<'_, D> {
             Step::Remembered { source, yes, families } => {
                 families.iter().try_for_each(|family| self.remembered(*source, *yes, *family))
             }
+            Step::Address { address: at, present } => {
+                self.last_flows.clear();
+                self.settling = true;
+                let mut families = Family::ALL.into_iter();
+                families.try_for_each(|it| self.datapath.set_address(address(*at, it), *present))
+            }
             Step::Restart(ending) => self.restart(*ending),
+            Step::Upgrade(flags) => self.datapath.upgrade(flags),
+            Step::Ping { families, .. } => {
+                families.iter().try_for_each(|family| self.ping(&step.what, *family))
+            }
+            Step::Traffic(name, flow) => self.traffic(name, flow),
+            Step::Unharmed(name) => self.unharmed(name),
+            Step::Foreign(tool, rules) => {
+                self.foreign(*tool, rules);
+                Ok(())
+            }
             Step::Pause(time) => {
                 // What time undoes is not to be asked again.
                 self.last_flows.clear();
-                if self.datapath.world().is_some() {
-                    thread::sleep(*time);
-                }
+                self.datapath.pass(*time);
                 Ok(())
             }
         }
@@ -137,17 +158,22 @@ impl<D: Datapath> Run<'_, D> {
         if !self.applied {
             self.datapath.apply(&self.objects)?;
             self.applied = true;
+            self.settling = false;
         }
         Ok(())
     }
 
     fn flows(&self, flows: &[Line<Flow>]) -> Result<(), String> {
+        if self.settling && self.datapath.world().is_some() {
+            return poll(LONG, || self.flows_now(flows));
+        }
+        self.flows_now(flows)
+    }
+
+    fn flows_now(&self, flows: &[Line<Flow>]) -> Result<(), String> {
         let mut attempts = Vec::new();
         let mut lines = Vec::new();
         for flow in flows {
-            if self.datapath.world().is_none() && depends_on_history(&flow.what.expected) {
-                continue;
-            }
             for family in &flow.what.families {
                 let attempt = self.attempt(&flow.what, *family);
                 attempts.push(attempt.map_err(|why| format!("{}: {why}", flow.number))?);
@@ -214,29 +240,28 @@ impl<D: Datapath> Run<'_, D> {
             let Wanted::Backends(backends, _) = &attempt.wanted else {
                 return Err("sticky to no pods?".to_owned());
             };
-            let pod = match self.datapath.world() {
-                None => backends.first().ok_or("sticky to no pods?")?.0,
-                Some(world) => {
-                    let first = answers(world, &attempt, 1)?.remove(0);
-                    let all = answers(world, &attempt, STICKY_CONNECTIONS)?;
-                    if all.iter().any(|it| *it != first) {
-                        return Err(format!("{family:?}: first {first}, then {all:?}"));
-                    }
-                    let known = backends.iter().find(|(pod, _)| *pod == first);
-                    known.ok_or(format!("{family:?}: {first} is not one of {backends:?}"))?.0
-                }
-            };
+            let found =
+                self.datapath.stick(&attempt).map_err(|why| format!("{family:?}: {why}"))?;
+            let known = backends.iter().find(|(pod, _)| *pod == found);
+            let pod = known.ok_or(format!("{family:?}: {found} is not one of {backends:?}"))?.0;
             self.found.insert((name.to_owned(), family), pod);
         }
         Ok(())
     }
 
     fn balanced(&self, flow: &Flow) -> Result<(), String> {
-        let Some(world) = self.datapath.world() else { return Ok(()) };
         for family in &flow.families {
             let attempt = self.attempt(flow, *family)?;
             let Wanted::Backends(backends, _) = &attempt.wanted else {
                 return Err("balanced over no pods?".to_owned());
+            };
+            let Some(world) = self.datapath.world() else {
+                // Which pods there are is seen without packets; how often each is drawn is not.
+                let seen = self.datapath.reach(std::slice::from_ref(&attempt)).remove(0);
+                if !attempt.wanted.is_met_by(&seen) {
+                    return Err(format!("{family:?}: {}", list(&seen)));
+                }
+                continue;
             };
             let answers = answers(world, &attempt, backends.len() * BALANCED_CONNECTIONS)?;
             let count = |pod: &str| answers.iter().filter(|it| *it == pod).count();
@@ -329,16 +354,59 @@ impl<D: Datapath> Run<'_, D> {
         })
     }
 
-    fn remembered(&self, source: Actor, yes: bool, family: Family) -> Result<(), String> {
+    fn ping(&self, step: &Step, family: Family) -> Result<(), String> {
+        let Step::Ping { source, address: at, expected, .. } = step else { return Ok(()) };
+        let wanted = self.resolve(expected, None, family)?;
         let Some(world) = self.datapath.world() else { return Ok(()) };
-        let (table, at) = match family {
-            Family::V4 => ("ip", 0),
-            Family::V6 => ("ip6", 1),
+        let to = address(*at, family);
+        let patience = if wanted == Wanted::Drop { SILENCE } else { ANSWER };
+        let outcome = world.home(*source).run(|| ping(source.address(to), to, patience));
+        let seen = outcome.map_or_else(
+            |error| Reach::Strange(error.to_string()),
+            |it| match it {
+                Echo::Answered => Reach::NotHandled,
+                Echo::Refused => Reach::Rejected,
+                Echo::Silence => Reach::Dropped,
+            },
+        );
+        if wanted.allows(&seen) { Ok(()) } else { Err(format!("{family:?}: {seen}")) }
+    }
+
+    fn traffic(&mut self, name: &str, flow: &Flow) -> Result<(), String> {
+        for family in &flow.families {
+            let attempt = self.attempt(flow, *family)?;
+            let Some(world) = self.datapath.world() else { continue };
+            let traffic = Traffic::start(world, attempt)?;
+            self.traffic.insert((name.to_owned(), *family), traffic);
+        }
+        Ok(())
+    }
+
+    fn unharmed(&mut self, name: &str) -> Result<(), String> {
+        for family in Family::ALL {
+            let traffic = self.traffic.remove(&(name.to_owned(), family));
+            if let Some(traffic) = traffic {
+                traffic.end().map_err(|why| format!("{family:?}: {why}"))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn foreign(&self, tool: Tool, rules: &str) {
+        let Some(world) = self.datapath.world() else { return };
+        let (program, arguments): (_, &[&str]) = match tool {
+            Tool::Nft => ("nft", &["-f", "-"]),
+            Tool::Iptables => ("iptables-nft-restore", &["--noflush"]),
+            Tool::Ip6tables => ("ip6tables-nft-restore", &["--noflush"]),
         };
-        let listing = world.node().command("nft", &["list", "map", table, TABLE, "affinity"], "");
-        let address = source.addresses()[at].to_string();
-        let found = listing.split([' ', '\t', '\n']).any(|word| word == address);
-        if found == yes { Ok(()) } else { Err(format!("{family:?}: {address} in:\n{listing}")) }
+        world.node().command(program, arguments, rules);
+    }
+
+    fn remembered(&self, source: Actor, yes: bool, family: Family) -> Result<(), String> {
+        match self.datapath.remembers(source, family).transpose()? {
+            Some(found) if found != yes => Err(format!("{family:?}: {found}")),
+            _ => Ok(()),
+        }
     }
 
     /// What was reachable stays so while the proxy is away, and its return writes nothing.
@@ -355,14 +423,24 @@ impl<D: Datapath> Run<'_, D> {
     }
 }
 
-/// What a `sticky` step finds is decided by packets.
-fn depends_on_history(expected: &Expected) -> bool {
-    let found = |pod: &Pod| matches!(pod, Pod::Found(_));
-    match expected {
-        Expected::Backends { pods, except } => {
-            pods.iter().any(|it| found(&it.pod)) || except.iter().any(found)
-        }
-        Expected::Reject | Expected::Drop | Expected::NotHandled => false,
+fn needs_sockets(step: &Step) -> bool {
+    match step {
+        Step::Open(..)
+        | Step::Again { .. }
+        | Step::Http { .. }
+        | Step::Ping { .. }
+        | Step::Traffic(..)
+        | Step::Unharmed(_)
+        | Step::Foreign(..) => true,
+        Step::Edit(_)
+        | Step::Flow(_)
+        | Step::Balanced(_)
+        | Step::Sticky(..)
+        | Step::Remembered { .. }
+        | Step::Address { .. }
+        | Step::Restart(_)
+        | Step::Upgrade(_)
+        | Step::Pause(_) => false,
     }
 }
 
@@ -374,7 +452,11 @@ fn address(v4: Ipv4Addr, family: Family) -> IpAddr {
 }
 
 /// Names of the pods that answer `count` connections one after the other.
-fn answers(world: &World, attempt: &Attempt, count: usize) -> Result<Vec<String>, String> {
+pub(crate) fn answers(
+    world: &World,
+    attempt: &Attempt,
+    count: usize,
+) -> Result<Vec<String>, String> {
     let source = attempt.source.address(attempt.to.ip());
     world.home(attempt.source).run(|| {
         let one = |_| {
@@ -416,9 +498,29 @@ impl Datapath for Rehearsal {
         if objects.manifest().is_empty() { Err("no objects".to_owned()) } else { Ok(()) }
     }
 
+    fn set_address(&mut self, _: IpAddr, _: bool) -> Result<(), String> {
+        Ok(())
+    }
+
     fn reach(&self, attempts: &[Attempt]) -> Vec<BTreeSet<Reach>> {
         attempts.iter().map(|attempt| as_wanted(&attempt.wanted)).collect()
     }
+
+    fn stick(&self, attempt: &Attempt) -> Result<String, String> {
+        let Wanted::Backends(backends, _) = &attempt.wanted else {
+            return Err("sticky to no pods?".to_owned());
+        };
+        let first = backends.first().ok_or("sticky to no pods?")?;
+        Ok(first.0.to_owned())
+    }
+
+    fn remembers(&self, _: Actor, _: Family) -> Option<Result<bool, String>> {
+        None
+    }
+
+    fn pass(&mut self, _: Duration) {}
+
+    fn skip(&self, _: usize, _: &str) {}
 
     fn stop(&mut self, _: Ending) -> Result<(), String> {
         Ok(())
@@ -426,6 +528,10 @@ impl Datapath for Rehearsal {
 
     fn start_again(&mut self) -> Result<Vec<String>, String> {
         Ok(Vec::new())
+    }
+
+    fn upgrade(&mut self, _: &[String]) -> Result<(), String> {
+        Ok(())
     }
 
     fn world(&self) -> Option<&World> {

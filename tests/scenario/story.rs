@@ -31,6 +31,12 @@
 //! * `http SOURCE -> ADDRESS:PORT/PATH = STATUS [TEXT]`: the status, and a text that the body contains.
 //! * `remembered SOURCE = yes` or `no`: whether the kernel holds the client's address for session affinity.
 //! * `restart`, `restart killed`: the proxy ends and starts again and must write nothing.
+//! * `address ADDRESS comes` or `goes`: node-1 has an address more, or less, on the interface to the outside.
+//! * `upgrade FLAGS…`: the proxy ends and starts again with these flags besides its own, and writes what follows.
+//! * `traffic NAME: SOURCE -> … = PODS`: from now on one connection asks and asks, and new ones are opened all the
+//!   time. `unharmed NAME`: every single request was answered, the old connection's always by the same pod.
+//! * `ping SOURCE -> ADDRESS = reject`, `drop` or `not handled` (the host's answer): an ICMP echo request.
+//! * `foreign nft`, `iptables` or `ip6tables`, with indented rules (of iptables-restore): others' rules on node-1.
 //! * `pause N seconds`, where the passing of time is the subject.
 //!
 //! Flows and the like are run in both families, the second time with the IPv6 twins of the addresses (see
@@ -88,7 +94,26 @@ pub(crate) enum Step {
         yes: bool,
         families: Vec<Family>,
     },
+    /// The node gets an address, or loses it.
+    Address {
+        address: Ipv4Addr,
+        present: bool,
+    },
     Restart(Ending),
+    /// The proxy starts again with these flags besides its own, and writes what follows from them.
+    Upgrade(Vec<String>),
+    /// ICMP echo requests.
+    Ping {
+        source: Actor,
+        address: Ipv4Addr,
+        expected: Expected,
+        families: Vec<Family>,
+    },
+    /// Connections from now on until `Unharmed`.
+    Traffic(String, Flow),
+    Unharmed(String),
+    /// Rules of others, loaded into node-1: a program and its input.
+    Foreign(Tool, String),
     Pause(Duration),
 }
 
@@ -186,6 +211,14 @@ pub(crate) enum When {
     Eventually,
 }
 
+/// What other people's rules are loaded with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tool {
+    Nft,
+    Iptables,
+    Ip6tables,
+}
+
 /// How the proxy ends before it starts again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ending {
@@ -222,6 +255,16 @@ impl Story {
         Ok(story)
     }
 
+    /// What the flags add up to with those that all stories have.
+    pub(crate) fn arguments(&self) -> Vec<String> {
+        let mut arguments = vec!["--proxy-mode=nftables".to_owned()];
+        if !self.flags.iter().any(|flag| flag.starts_with("--cluster-cidr")) {
+            arguments.push("--cluster-cidr=10.244.0.0/16,fd00:10:244::/48".to_owned());
+        }
+        arguments.extend(self.flags.iter().filter(|flag| *flag != "--cluster-cidr=").cloned());
+        arguments
+    }
+
     /// Whether some step can fail.
     pub(crate) fn asks_something(&self) -> bool {
         self.steps.iter().any(|step| {
@@ -231,6 +274,8 @@ impl Story {
                     | Step::Sticky(..)
                     | Step::Open(..)
                     | Step::Http { .. }
+                    | Step::Ping { .. }
+                    | Step::Unharmed(_)
                     | Step::Balanced(_)
             )
         })
@@ -240,7 +285,7 @@ impl Story {
 fn parse_step(line: &str, body: &[&str]) -> Result<Step, String> {
     let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
     let rest = rest.trim();
-    let takes_body = matches!(word, "apply" | "change" | "endpoints");
+    let takes_body = matches!(word, "apply" | "change" | "endpoints" | "foreign");
     if let Some(stray) = body.iter().find(|it| !takes_body && !it.trim().is_empty()) {
         return Err(format!("`{word}` takes no indented lines: `{stray}`"));
     }
@@ -266,7 +311,13 @@ fn parse_step(line: &str, body: &[&str]) -> Result<Step, String> {
             "killed" => Ok(Step::Restart(Ending::Killed)),
             other => Err(format!("`restart {other}`: only `restart` and `restart killed`")),
         },
+        "upgrade" => Ok(Step::Upgrade(rest.split_whitespace().map(str::to_owned).collect())),
+        "ping" => ping(rest),
+        "traffic" => named(rest).and_then(|(name, rest)| Ok(Step::Traffic(name, flow(rest)?))),
+        "unharmed" => Ok(Step::Unharmed(rest.to_owned())),
+        "foreign" => foreign(rest, body),
         "pause" => pause(rest),
+        "address" => node_address(rest),
         other => Err(format!("no step is called `{other}`")),
     }
 }
@@ -473,6 +524,45 @@ fn remembered(text: &str) -> Result<Step, String> {
         _ => return Err("remembered SOURCE = yes or no".to_owned()),
     };
     Ok(Step::Remembered { source: actor(source)?, yes, families: only_families(&endings)? })
+}
+
+fn ping(text: &str) -> Result<Step, String> {
+    let (main, endings) = endings(text);
+    let (left, expected) =
+        main.split_once(" = ").ok_or("` = ` and what is expected are missing")?;
+    let (source, address) = left.split_once(" -> ").ok_or("` -> ` is missing")?;
+    Ok(Step::Ping {
+        source: actor(source.trim())?,
+        address: address.trim().parse().map_err(|_| format!("`{address}` is no IPv4 address"))?,
+        expected: expectation(expected)?,
+        families: only_families(&endings)?,
+    })
+}
+
+fn foreign(tool: &str, body: &[&str]) -> Result<Step, String> {
+    let tool = match tool {
+        "nft" => Tool::Nft,
+        "iptables" => Tool::Iptables,
+        "ip6tables" => Tool::Ip6tables,
+        other => return Err(format!("`{other}` loads no rules")),
+    };
+    let lines = body.iter().map(|line| line.trim()).filter(|line| !line.is_empty());
+    let rules: String = lines.map(|line| format!("{line}\n")).collect();
+    if rules.is_empty() {
+        Err("indented rules are missing".to_owned())
+    } else {
+        Ok(Step::Foreign(tool, rules))
+    }
+}
+
+fn node_address(text: &str) -> Result<Step, String> {
+    let (address, present) = match text.split_once(' ') {
+        Some((address, "comes")) => (address, true),
+        Some((address, "goes")) => (address, false),
+        _ => return Err("address ADDRESS comes or goes".to_owned()),
+    };
+    let address = address.parse().map_err(|_| format!("`{address}` is no IPv4 address"))?;
+    Ok(Step::Address { address, present })
 }
 
 fn pause(text: &str) -> Result<Step, String> {

@@ -176,7 +176,7 @@ impl Open {
                 socket.set_read_timeout(Some(limit))?;
                 sent_or_filtered(socket.send(b"who?\n"))?;
                 let mut answer = [0; 128];
-                let length = socket.recv(&mut answer)?;
+                let length = uninterrupted(|| socket.recv(&mut answer))?;
                 Ok(String::from_utf8_lossy(&answer[..length]).into_owned())
             }
             Channel::Sctp(socket, init) => initiate(socket, *init, limit),
@@ -215,9 +215,19 @@ fn initiate(socket: &UdpSocket, init: sctp::Init, limit: Duration) -> io::Result
     // Every raw socket gets a copy of every packet of its peer, also those of other attempts.
     loop {
         socket.set_read_timeout(Some(patience::left(start, limit)))?;
-        let length = socket.recv(&mut packet)?;
+        let length = uninterrupted(|| socket.recv(&mut packet))?;
         if let Some(line) = init.answer(&packet[..length], is_ipv4) {
             return Ok(line);
+        }
+    }
+}
+
+/// A receive with a time limit is not started again by the kernel when the thread is stopped in between.
+fn uninterrupted(mut receive: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
+    loop {
+        match receive() {
+            Err(error) if error.kind() == ErrorKind::Interrupted => (),
+            result => return result,
         }
     }
 }

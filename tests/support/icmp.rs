@@ -4,11 +4,15 @@
 //! then only notes it, and the caller hears of it at the first retransmission, a second later. A raw socket hears it
 //! at once.
 
+#![expect(clippy::disallowed_methods, reason = "tests bound their waits by the real clock")]
+
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
-use std::time::Duration;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
+
+use super::patience::left;
 
 /// ICMP errors that arrive at one address from now on.
 pub(crate) struct Rejections(UdpSocket);
@@ -42,6 +46,64 @@ impl Rejections {
             Err(error) => Err(error),
         }
     }
+}
+
+/// What became of an echo request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Echo {
+    Answered,
+    /// Port unreachable, as the proxy rejects.
+    Refused,
+    Silence,
+}
+
+/// Sends one echo request and waits for what comes of it.
+pub(crate) fn ping(source: IpAddr, to: IpAddr, patience: Duration) -> io::Result<Echo> {
+    let Rejections(socket) = Rejections::listen(SocketAddr::new(source, 0))?;
+    let [request, reply] = if to.is_ipv4() { [8, 0] } else { [128, 129] };
+    let mut packet = [request, 0, 0, 0, 0x6b, 0x66, 0, 1];
+    if to.is_ipv4() {
+        let sum = checksum(&packet);
+        packet[2..4].copy_from_slice(&sum.to_be_bytes());
+    }
+    let start = Instant::now();
+    match socket.send_to(&packet, SocketAddr::new(to, 0)) {
+        // What the own host filters is told by what arrives.
+        Err(error) if error.kind() != io::ErrorKind::PermissionDenied => return Err(error),
+        _ => {}
+    }
+    let mut buffer = [0; 256];
+    loop {
+        socket.set_read_timeout(Some(left(start, patience)))?;
+        let (length, from) = match socket.recv_from(&mut buffer) {
+            Ok(received) => received,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Echo::Silence),
+            Err(error) => return Err(error),
+        };
+        let header = if to.is_ipv4() { usize::from(buffer[0] & 0xf) * 4 } else { 0 };
+        let icmp = buffer.get(header..length).unwrap_or_default();
+        let about = if to.is_ipv4() { 16..20 } else { 24..40 };
+        if icmp.first() == Some(&reply) && from.ip() == to && icmp.get(4..8) == Some(&packet[4..8])
+        {
+            return Ok(Echo::Answered);
+        }
+        let unreachable = icmp.starts_with(if to.is_ipv4() { &[3, 3] } else { &[1, 4] });
+        let address = match to {
+            IpAddr::V4(it) => it.octets().to_vec(),
+            IpAddr::V6(it) => it.octets().to_vec(),
+        };
+        if unreachable && icmp.get(8..).and_then(|it| it.get(about)) == Some(&address[..]) {
+            return Ok(Echo::Refused);
+        }
+    }
+}
+
+/// RFC 1071.
+fn checksum(bytes: &[u8]) -> u16 {
+    let words = bytes.chunks(2).map(|it| u32::from(u16::from_be_bytes([it[0], it[1]])));
+    let sum: u32 = words.sum();
+    let folded = (sum & 0xffff) + (sum >> 16);
+    !u16::try_from(folded & 0xffff).unwrap()
 }
 
 /// Source and destination port of the packet that a "port unreachable" is about.

@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 /// How long a condition may take that will come true: generous, because a loaded machine is no defect.
-pub(crate) const LONG: Duration = Duration::from_secs(10);
+pub(crate) const LONG: Duration = Duration::from_secs(30);
 
 /// Pause between two looks.
 const PAUSE: Duration = Duration::from_millis(4);

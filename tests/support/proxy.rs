@@ -54,6 +54,11 @@ impl<'w> Proxy<'w> {
         poll(LONG, || self.has_synchronised())
     }
 
+    /// Flags for the next start, besides those of the first.
+    pub(crate) fn add_arguments(&mut self, arguments: &[String]) {
+        self.arguments.extend(arguments.iter().cloned());
+    }
+
     /// Ends the process: `Signal::TERM` asks, `Signal::KILL` does not.
     pub(crate) fn stop(&mut self, signal: Signal) -> ExitStatus {
         let mut child = self.child.take().expect("the proxy runs");

@@ -14,6 +14,7 @@
 //! load-balancer addresses that node-1 does not claim go on to node-2, which owns all of them: what the proxy leaves
 //! alone is answered there. See [`World::listen_behind`].
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::thread;
 
@@ -125,6 +126,11 @@ impl Actor {
         matches!(self.place, Place::Node1 | Place::Client | Place::Pod1a | Place::Pods1)
     }
 
+    /// The interface of node-1 by which its packets come in; `None` for node-1 itself.
+    pub(crate) fn interface(self) -> Option<&'static str> {
+        (self.place != Place::Node1).then_some(ROLES[self.place as usize])
+    }
+
     pub(crate) fn addresses(self) -> [IpAddr; 2] {
         [self.v4.into(), twin(self.v4).into()]
     }
@@ -134,6 +140,14 @@ impl Actor {
         let [v4, v6] = self.addresses();
         if like.is_ipv4() { v4 } else { v6 }
     }
+}
+
+/// All addresses of node-1 at the beginning, loopback included.
+pub(crate) fn node_addresses() -> BTreeSet<IpAddr> {
+    let fixed = ["127.0.0.1", "::1", "10.244.1.1", "fd00:10:244:1::1"];
+    let fixed = fixed.into_iter().map(|it| it.parse().unwrap());
+    let own = ACTORS.into_iter().filter(|actor| actor.place == Place::Node1);
+    own.flat_map(Actor::addresses).chain(fixed).collect()
 }
 
 /// All namespaces, with pods answering. Everything goes away with this value.

@@ -109,7 +109,7 @@ impl<'a> Observation<'a> {
     /// What was observed.
     pub(crate) fn finish(mut self) -> ObservedTable {
         self.ranges();
-        let chains = self.chains_as_wanted();
+        let (chains, stale_chains) = self.judge_chains();
         if self.objects > self.seen {
             let others = self.objects - self.seen;
             self.unknown.push(format!("{others} object(s) other than sets and chains"));
@@ -117,14 +117,21 @@ impl<'a> Observation<'a> {
         self.rows.sort_unstable_by_key(|(set, key, _)| (*set, *key));
         self.sets.sort_unstable();
         self.unknown.sort_unstable();
-        ObservedTable { sets: self.sets, chains, elements: self.rows, unknown: self.unknown }
+        ObservedTable {
+            sets: self.sets,
+            chains,
+            stale_chains,
+            elements: self.rows,
+            unknown: self.unknown,
+        }
     }
 
-    fn chains_as_wanted(&mut self) -> Vec<Chain> {
+    /// Sorts chains into those with the wanted rules and those with others.
+    fn judge_chains(&mut self) -> (Vec<Chain>, Vec<Chain>) {
         let specs = skeleton::chains(self.program, self.family);
         let wanted: BTreeMap<Chain, Vec<Vec<Expression>>> =
             specs.into_iter().map(|spec| (spec.chain, lowered(self.family, &spec.rules))).collect();
-        let (mut chains, mut unknown) = (Vec::new(), Vec::new());
+        let (mut chains, mut stale, mut unknown) = (Vec::new(), Vec::new(), Vec::new());
         for chain in &self.chains {
             let remembering = if let Chain::Remember(seconds) = chain {
                 Some(lowered(self.family, &skeleton::remember(*seconds).rules))
@@ -135,13 +142,16 @@ impl<'a> Observation<'a> {
             let found = self.rules.get(&chain.to_string()).map_or(&[][..], Vec::as_slice);
             if wanted.is_some_and(|wanted| is_same(wanted, found)) {
                 chains.push(*chain);
+            } else if wanted.is_some() && remembering.is_none() {
+                stale.push(*chain);
             } else {
                 unknown.push(format!("chain {chain}"));
             }
         }
         self.unknown.append(&mut unknown);
         chains.sort_unstable();
-        chains
+        stale.sort_unstable();
+        (chains, stale)
     }
 
     /// Puts the bounds of ranges together again.

@@ -21,6 +21,8 @@ pub(super) struct TableState {
     /// `None`: no limit.
     sizes: BTreeMap<SetName, Option<u32>>,
     chains: BTreeSet<Chain>,
+    /// There with other rules; filled anew, in the same batch as everything else that changes.
+    stale: BTreeSet<Chain>,
     /// What `stage_skeleton` found missing.
     staged: Option<Staged>,
 }
@@ -39,6 +41,7 @@ impl TableState {
             rebuild: !observed.unknown.is_empty(),
             sizes: observed.sets.iter().copied().collect(),
             chains: observed.chains.iter().copied().collect(),
+            stale: observed.stale_chains.iter().copied().collect(),
             staged: None,
         }
     }
@@ -106,6 +109,9 @@ impl TableState {
             staged.iter().flat_map(|it| &it.chains).chain(&remember).collect();
         ops.extend(chains.iter().map(|it| Op::AddChain { family, chain: it.chain }));
         for spec in chains {
+            if self.stale.contains(&spec.chain) && !self.rebuild {
+                ops.push(Op::FlushChain { family, chain: spec.chain });
+            }
             let rules = spec.rules.iter().cloned();
             ops.extend(rules.map(|rule| Op::AddRule { family, chain: spec.chain, rule }));
         }
@@ -133,6 +139,7 @@ impl TableState {
                 *self = TableState::default();
             }
             self.exists = true;
+            self.stale.clear();
             self.sizes.extend(staged.sizes);
             self.chains.extend(staged.chains.iter().map(|it| it.chain));
         }

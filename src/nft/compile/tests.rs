@@ -8,7 +8,7 @@ use crate::nft::schema::{Chain, Value};
 use crate::nft::skeleton::tests::program;
 use world::{World, address, backend, service, web};
 
-pub(in crate::nft) mod laws;
+pub(crate) mod laws;
 mod world;
 
 #[test]
@@ -151,6 +151,23 @@ fn a_changed_restriction_is_no_overlap_after_a_restart() {
     assert_eq!(world.kernel.tables.rows(Family::V4, SetName::ServiceCidrs).count(), 1);
 }
 
+/// An upgrade of the program, or somebody's hand: rows and remembered clients stay where they are.
+#[test]
+fn a_chain_with_other_rules_is_filled_anew_and_nothing_else_is_written() {
+    let mut world = World::new();
+    world.stage(1, &web(&[1, 2, 3], Some(600)));
+    world.commit();
+    let wanted = world.kernel.tables.clone();
+    let table = world.kernel.tables.0.get_mut(&Family::V4).unwrap();
+    let rules = std::mem::take(table.chains.get_mut(&Chain::Services).unwrap()).len();
+    world.restart();
+    assert!(!world.compiler.needs_rebuild());
+    let batch = world.compiler.batch();
+    assert_eq!(batch.len(), 3 + rules, "table, chain, flush, rules: {batch:?}");
+    world.commit();
+    assert_eq!(world.kernel.tables, wanted);
+}
+
 #[test]
 fn a_tampered_table_is_made_anew_in_one_batch() {
     let mut world = World::new();
@@ -159,7 +176,7 @@ fn a_tampered_table_is_made_anew_in_one_batch() {
     world.commit();
     let wanted = world.kernel.tables.clone();
     let table = world.kernel.tables.0.get_mut(&Family::V4).unwrap();
-    table.chains.get_mut(&Chain::Services).unwrap().clear();
+    table.chains.get_mut(&Chain::Remember(600)).unwrap().clear();
     world.adopt();
     assert!(world.compiler.needs_rebuild());
     world.stage_everything();

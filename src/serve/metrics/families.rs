@@ -46,6 +46,7 @@ pub(super) struct Families {
     pub watch_last_event: GaugeVec,
     pub watch_relists: IntCounterVec,
     pub watch_errors: IntCounterVec,
+    pub watch_bytes: IntCounterVec,
 }
 
 const F: [&str; 1] = ["ip_family"];
@@ -86,10 +87,11 @@ impl Families {
             skipped: maker.counters("kubeferry_skipped_objects_total", "Objects, or parts of them, that cannot be used and are left out", &["resource", "reason"])?,
             conflicts: maker.int_gauge("kubeferry_address_conflicts", "Claims on an address and port that an older Service holds")?,
             drift_repairs: maker.counters("kubeferry_drift_repairs_total", "Times that the kernel's tables were not as left and were set right", &F)?,
-            watch_events: maker.counters("kubeferry_watch_events_total", "Watch events received", &["resource"])?,
+            watch_events: maker.counters("kubeferry_watch_events_total", "Objects received, by lists and by watches", &["resource"])?,
             watch_last_event: maker.gauges("kubeferry_watch_last_event_timestamp_seconds", "When a watch last delivered something, in seconds since the epoch", &["resource"])?,
             watch_relists: maker.counters("kubeferry_watch_relists_total", "Whole lists fetched", &["resource"])?,
-            watch_errors: maker.counters("kubeferry_watch_errors_total", "Lists and watches that failed and were tried again", &["resource"])?,
+            watch_errors: maker.counters("kubeferry_watch_errors_total", "Lists and watches that failed and were tried again", &["resource", "reason"])?,
+            watch_bytes: maker.counters("kubeferry_watch_received_bytes_total", "Bytes of lists and watches received, after decompression", &["resource"])?,
 
             registry: maker.registry,
         })

@@ -1,4 +1,7 @@
+use std::sync::atomic::Ordering;
+
 use super::*;
+use crate::model::Skipped;
 
 #[test]
 fn a_family_appears_after_its_first_use() {
@@ -103,27 +106,28 @@ fn every_word_lands_in_its_metric() {
         &metrics,
         "kubeproxy_conntrack_reconciler_sync_duration_seconds_count{ip_family=\"IPv4\"} 1",
     );
-    metrics.watch_event(Resource::EndpointSlice, now);
-    check(&metrics, "kubeferry_watch_events_total{resource=\"endpointslices\"} 1");
-    check(
-        &metrics,
-        "kubeferry_watch_last_event_timestamp_seconds{resource=\"endpointslices\"} 1700000000.5",
-    );
-    metrics.watch_relisted(Resource::Service);
-    check(&metrics, "kubeferry_watch_relists_total{resource=\"services\"} 1");
-    metrics.watch_failed(Resource::Node);
-    check(&metrics, "kubeferry_watch_errors_total{resource=\"nodes\"} 1");
     metrics.healthz_answered(503);
     check(&metrics, "kubeproxy_proxy_healthz_total{code=\"503\"} 1");
     metrics.livez_answered(200);
     check(&metrics, "kubeproxy_proxy_livez_total{code=\"200\"} 1");
-    let name = crate::model::ObjectName::new("default", "web");
-    metrics.object_skipped(&Skipped {
+    let stats = Arc::new(Stats::default());
+    metrics.show_watches(stats.clone());
+    stats.of(Resource::Service).lists.fetch_add(2, Ordering::Relaxed);
+    stats.of(Resource::EndpointSlice).last_contact.store(1_700_000_000_500, Ordering::Relaxed);
+    stats.of(Resource::Node).bytes.fetch_add(77, Ordering::Relaxed);
+    stats.count_skipped(&Skipped {
         resource: Resource::ServiceCidr,
-        name,
+        name: crate::model::ObjectName::new("default", "web"),
         reason: "invalid-address",
         message: String::new(),
     });
+    check(&metrics, "kubeferry_watch_relists_total{resource=\"services\"} 2");
+    check(&metrics, "kubeferry_watch_relists_total{resource=\"services\"} 2");
+    check(
+        &metrics,
+        "kubeferry_watch_last_event_timestamp_seconds{resource=\"endpointslices\"} 1700000000.5",
+    );
+    check(&metrics, "kubeferry_watch_received_bytes_total{resource=\"nodes\"} 77");
     check(
         &metrics,
         "kubeferry_skipped_objects_total{reason=\"invalid-address\",resource=\"servicecidrs\"} 1",

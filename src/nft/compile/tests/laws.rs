@@ -197,15 +197,19 @@ fn random_port(
     PortForwarding { cluster, local, ..port }
 }
 
-/// Everything that slots and groups stand for, without their numbers.
 fn canonical(kernel: &MemoryKernel) -> BTreeSet<String> {
+    canonical_table(kernel, Family::V4)
+}
+
+/// Everything that slots and groups stand for, without their numbers.
+pub(crate) fn canonical_table(kernel: &MemoryKernel, family: Family) -> BTreeSet<String> {
     let mut lines = BTreeSet::new();
-    for (set, key, value) in v4_rows(kernel) {
+    for (set, key, value) in rows_of(kernel, family) {
         if matches!(key, Key::Group(_) | Key::GroupSlot(..)) {
             continue;
         }
         let value = match value {
-            Value::Handle(group) => format!("{:?}", group_content(kernel, group)),
+            Value::Handle(group) => format!("{:?}", group_content(kernel, family, group)),
             Value::Verdict(verdict) => without_slots(verdict),
             Value::None | Value::Endpoint(..) => format!("{value:?}"),
         };
@@ -213,7 +217,7 @@ fn canonical(kernel: &MemoryKernel) -> BTreeSet<String> {
         let key = format!("{key:?}");
         lines.insert(format!("{set:?} {key} {value}"));
     }
-    let chains = kernel.tables.0[&Family::V4].chains.keys();
+    let chains = kernel.tables.0[&family].chains.keys();
     lines.extend(chains.map(Chain::to_string));
     lines
 }
@@ -236,9 +240,13 @@ fn without_slots(verdict: Verdict) -> String {
 }
 
 /// Endpoints and timeout of a group.
-fn group_content(kernel: &MemoryKernel, group: Handle) -> (BTreeSet<Value>, Value) {
-    let value = |set, key| *kernel.tables.0[&Family::V4].sets[&set].1.get(&key).unwrap();
-    let slots = kernel.tables.rows(Family::V4, SetName::StickySlots);
+fn group_content(
+    kernel: &MemoryKernel,
+    family: Family,
+    group: Handle,
+) -> (BTreeSet<Value>, Value) {
+    let value = |set, key| *kernel.tables.0[&family].sets[&set].1.get(&key).unwrap();
+    let slots = kernel.tables.rows(family, SetName::StickySlots);
     let handles = slots.filter_map(|(key, value)| match (key, value) {
         (Key::GroupSlot(of, _), Value::Handle(handle)) if *of == group => Some(*handle),
         _ => None,
@@ -281,7 +289,14 @@ fn keeps_invariants(kernel: &MemoryKernel) {
 }
 
 fn v4_rows(kernel: &MemoryKernel) -> impl Iterator<Item = (SetName, Key, Value)> + '_ {
-    SetName::ALL.into_iter().flat_map(|set| {
-        kernel.tables.rows(Family::V4, set).map(move |(key, value)| (set, *key, *value))
+    rows_of(kernel, Family::V4)
+}
+
+fn rows_of(
+    kernel: &MemoryKernel,
+    family: Family,
+) -> impl Iterator<Item = (SetName, Key, Value)> + '_ {
+    SetName::ALL.into_iter().flat_map(move |set| {
+        kernel.tables.rows(family, set).map(move |(key, value)| (set, *key, *value))
     })
 }

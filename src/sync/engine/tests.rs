@@ -1,0 +1,372 @@
+//! The engine against a kernel in memory that fails in every way a kernel may.
+
+use std::collections::BTreeSet;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::select;
+
+use super::*;
+use crate::config::{DetectLocal, NodePortSelector};
+use crate::kernel::memory::{Failure, MemoryKernel};
+use crate::kernel::{Kernel, KernelError};
+use crate::model::sample::{self, Step, ip, name, service, slice};
+use crate::model::Resource;
+use crate::nft::compile::tests::laws::canonical_table;
+use crate::nft::render;
+use crate::nft::schema::{Key, SetName, Value};
+
+const RESOURCES: [Resource; 4] =
+    [Resource::Service, Resource::EndpointSlice, Resource::Node, Resource::ServiceCidr];
+
+const EPERM: i32 = 1;
+const EINVAL: i32 = 22;
+
+/// More passes than this mean that the engine goes in circles.
+const MOST_PASSES: usize = 2_000;
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    /// Whatever happens to the objects and whatever the kernel answers on the way: once it takes everything again, it
+    /// holds what it would hold had it seen the last state only, and the rest of the program is told the same.
+    #[test]
+    fn any_history_with_any_failures_ends_as_from_scratch(events in vec(event(), 0..40)) {
+        let mut host = Host::started();
+        let mut world = sample::World::default();
+        for event in events {
+            match event {
+                Event::Step(step) => {
+                    world.step(step).into_iter().for_each(|change| host.engine.apply(change));
+                }
+                Event::Pass => drop(host.pass()),
+                Event::Settle => host.settle(),
+                Event::Fail(nth, failure) => host.kernel.fail_commit(nth, failure),
+                Event::Refuse(owner) => host.kernel.refuse_owner(Owner(owner), EINVAL),
+                Event::Anonymous(yes) => host.anonymous = yes,
+                Event::Retry => host.engine.retry_refused(),
+            }
+        }
+        world.relist().into_iter().for_each(|change| host.engine.apply(change));
+        host.forgive();
+        host.settle();
+        prop_assert_eq!(host.engine.refused_count(), 0);
+        prop_assert!(host.engine.triggers.is_empty(), "{:?}", host.engine.triggers);
+        let mut fresh = Host::started();
+        world.relist().into_iter().for_each(|change| fresh.engine.apply(change));
+        fresh.settle();
+        for family in Family::ALL {
+            prop_assert_eq!(host.rows(family), fresh.rows(family));
+        }
+        prop_assert_eq!(health_checks(&host), health_checks(&fresh));
+        prop_assert_eq!(host.engine.lacking_local(), fresh.engine.lacking_local());
+        prop_assert_eq!(host.engine.conflict_count(), fresh.engine.conflict_count());
+        // A restart finds nothing to write.
+        let mut restarted = Host { kernel: host.kernel.clone(), ..Host::started() };
+        (restarted.kernel.committed, restarted.kernel.last) = (0, None);
+        world.relist().into_iter().for_each(|change| restarted.engine.apply(change));
+        restarted.settle();
+        let written = restarted.kernel.last.as_ref().map(render::batch).unwrap_or_default();
+        prop_assert_eq!(restarted.kernel.committed, 0, "{}", written);
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Event {
+    Step(Step),
+    Pass,
+    Settle,
+    /// The commit after so many fails.
+    Fail(usize, Failure),
+    /// All rows of this Service are refused from now on.
+    Refuse(u32),
+    /// Whether the kernel tells which operation it refuses.
+    Anonymous(bool),
+    Retry,
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let step = sample::steps()
+        .prop_filter_map("no step", |steps| steps.into_iter().next())
+        .prop_map(Event::Step);
+    let failure = select(vec![
+        Failure::Rejected(EINVAL),
+        Failure::Socket(EPERM),
+        Failure::UnknownApplied,
+        Failure::UnknownLost,
+        Failure::Interrupted,
+    ]);
+    prop_oneof![
+        12 => step,
+        4 => Just(Event::Pass),
+        1 => Just(Event::Settle),
+        2 => (1..4_usize, failure).prop_map(|(nth, failure)| Event::Fail(nth, failure)),
+        1 => (0..4_u32).prop_map(Event::Refuse),
+        1 => any::<bool>().prop_map(Event::Anonymous),
+        1 => Just(Event::Retry),
+    ]
+}
+
+#[test]
+fn nothing_is_planned_before_every_list_is_complete() {
+    for last in RESOURCES {
+        let mut host = Host::new();
+        let objects = [
+            Change::ServiceApplied(service("ns/a", "10.96.0.1")),
+            Change::SliceApplied(slice("ns/a-1", "ns/a", &["10.1.0.1"])),
+        ];
+        RESOURCES.into_iter().for_each(|it| host.engine.apply(Change::Listing(it)));
+        objects.into_iter().for_each(|it| host.engine.apply(it));
+        for resource in RESOURCES.into_iter().filter(|it| *it != last) {
+            host.engine.apply(Change::Listed(resource));
+            assert!(!host.engine.has_work(), "{last:?} is missing");
+        }
+        host.engine.apply(Change::Listed(last));
+        assert!(host.engine.has_work());
+        host.settle();
+        assert_eq!(host.kernel.tables.rows(Family::V4, SetName::Endpoints).count(), 1);
+    }
+}
+
+#[test]
+fn a_refused_service_delays_no_other_keeps_its_rows_and_comes_back() {
+    for anonymous in [false, true] {
+        for restarted in [false, true] {
+            check_refused(anonymous, restarted);
+        }
+        check_refused_at_first(anonymous);
+    }
+}
+
+/// `anonymous`: the kernel does not say what it refuses. `restarted`: the refusal begins with the first look at a
+/// kernel that is programmed already.
+#[track_caller]
+fn check_refused(anonymous: bool, restarted: bool) {
+    let mut host = Host::started();
+    let services: Vec<String> = (1..=20).map(|n| format!("ns/s{n}")).collect();
+    for (name, n) in services.iter().zip(1..) {
+        host.engine.apply(Change::ServiceApplied(service(name, &format!("10.96.0.{n}"))));
+        host.engine.apply(endpoint(name, n, 1));
+    }
+    host.settle();
+    if restarted {
+        host.engine.lost();
+    }
+    let bad = host.engine.cluster().id(&name("ns/s7")).unwrap();
+    host.kernel.refuse_owner(Owner(bad.0), EINVAL);
+    host.anonymous = anonymous;
+    for (name, n) in services.iter().zip(1..) {
+        host.engine.apply(endpoint(name, n, 2));
+    }
+    host.settle();
+    for n in 1..=20 {
+        let expected = if n == 7 { 1 } else { 2 };
+        assert_eq!(host.backends(n), [ip(&format!("10.1.{n}.{expected}"))], "{n}");
+    }
+    assert_eq!(host.engine.refused_count(), 1);
+    // A try in vain costs nobody anything.
+    host.engine.retry_refused();
+    assert!(host.engine.has_work());
+    host.settle();
+    assert_eq!((host.engine.refused_count(), host.backends(7)), (1, vec![ip("10.1.7.1")]));
+    // It is tried again when it changes, and when it is time.
+    host.kernel.refuse_nobody();
+    host.engine.apply(endpoint("ns/s7", 7, 3));
+    host.settle();
+    assert_eq!((host.engine.refused_count(), host.backends(7)), (0, vec![ip("10.1.7.3")]));
+    host.kernel.refuse_owner(Owner(bad.0), EINVAL);
+    host.engine.apply(endpoint("ns/s7", 7, 4));
+    host.settle();
+    assert_eq!(host.backends(7), [ip("10.1.7.3")]);
+    host.forgive();
+    host.settle();
+    assert_eq!(host.backends(7), [ip("10.1.7.4")]);
+}
+
+/// The first batch makes the tables too; refusing it must not cost the others their tables.
+#[track_caller]
+fn check_refused_at_first(anonymous: bool) {
+    let mut host = Host::started();
+    host.anonymous = anonymous;
+    for n in 1..=9 {
+        let name = format!("ns/s{n}");
+        host.engine.apply(Change::ServiceApplied(service(&name, &format!("10.96.0.{n}"))));
+        host.engine.apply(endpoint(&name, n, 1));
+    }
+    let bad = host.engine.cluster().id(&name("ns/s7")).unwrap();
+    host.kernel.refuse_owner(Owner(bad.0), EINVAL);
+    host.settle();
+    assert_eq!(host.engine.refused_count(), 1);
+    for n in 1..=9 {
+        assert_eq!(host.backends(n).len(), usize::from(n != 7), "{n}");
+    }
+}
+
+#[test]
+fn a_service_that_goes_while_the_kernel_is_not_known_leaves_nothing() {
+    let mut host = Host::started();
+    let mut health_checked = service("ns/a", "10.96.0.1");
+    health_checked.external_policy = crate::model::TrafficPolicy::Local;
+    health_checked.health_check_node_port = Some(sample::port(30_000));
+    let family = health_checked.v4.as_mut().unwrap();
+    family.load_balancer_ips = vec![ip("192.0.2.1")];
+    host.engine.apply(Change::ServiceApplied(health_checked));
+    host.engine.apply(endpoint("ns/a", 1, 1));
+    host.settle();
+    assert!(!host.engine.health_checks().wanted.is_empty());
+    host.kernel.fail_commit(1, Failure::UnknownApplied);
+    host.engine.apply(endpoint("ns/a", 1, 2));
+    drop(host.pass());
+    assert!(host.engine.needs_observation());
+    host.engine.apply(Change::ServiceDeleted(name("ns/a")));
+    let outcomes = host.settle_telling();
+    assert_eq!(host.engine.health_checks().wanted, []);
+    assert!(outcomes.iter().any(|it| it.health_checks_changed), "{outcomes:?}");
+    assert_eq!(host.kernel.tables.rows(Family::V4, SetName::Endpoints).count(), 0);
+}
+
+#[test]
+fn trigger_times_are_told_once_and_only_when_the_kernel_has_what_they_caused() {
+    let mut host = Host::started();
+    host.engine.apply(Change::ServiceApplied(service("ns/a", "10.96.0.1")));
+    host.settle();
+    for (at, failure) in [
+        (1_i128, None),
+        (2, Some(Failure::Interrupted)),
+        (3, Some(Failure::UnknownApplied)),
+        (4, Some(Failure::Rejected(EINVAL))),
+    ] {
+        let mut slice = slice("ns/a-1", "ns/a", &[&format!("10.1.0.{at}")]);
+        slice.trigger_time = Some(at);
+        if let Some(failure) = failure {
+            host.kernel.fail_commit(1, failure);
+        }
+        host.engine.apply(Change::SliceApplied(slice));
+        if failure.is_some() {
+            assert!(host.pass().is_none(), "{failure:?}");
+        }
+        host.engine.retry_refused();
+        let told: Vec<_> = host.settle_telling().into_iter().flat_map(|it| it.triggers).collect();
+        assert_eq!(told, [(Family::V4, at)], "{failure:?}");
+    }
+}
+
+/// An engine and its kernel, with the loop's way of passing things between them.
+struct Host {
+    engine: Engine,
+    kernel: MemoryKernel,
+    /// The kernel does not tell which operations it refuses.
+    anonymous: bool,
+}
+
+impl Host {
+    fn new() -> Host {
+        let settings = Settings {
+            masquerade_mark: 0x4000,
+            masquerade_all: false,
+            families: Family::ALL.to_vec(),
+            detect_local: DetectLocal::ClusterCidr(Vec::new()),
+            node_ports: NodePortSelector::Primary,
+            node_ip: None,
+        };
+        let mut engine = Engine::new(settings, Cluster::new(&RESOURCES));
+        let addresses = ["127.0.0.1", "192.168.0.2", "192.168.9.9", "2001:db8::5"].map(ip);
+        engine.apply(Change::HostAddresses(addresses.into()));
+        Host { engine, kernel: MemoryKernel::default(), anonymous: false }
+    }
+
+    /// With empty lists of everything.
+    fn started() -> Host {
+        let mut host = Host::new();
+        for resource in RESOURCES {
+            host.engine.apply(Change::Listing(resource));
+            host.engine.apply(Change::Listed(resource));
+        }
+        host
+    }
+
+    /// One pass of the loop; `None` if the kernel did not take the batch.
+    fn pass(&mut self) -> Option<Outcome> {
+        if self.engine.needs_observation() {
+            let tables = self.kernel.observe(self.engine.program()).unwrap();
+            self.engine.observed(tables);
+        }
+        let batch = self.engine.plan();
+        if !batch.is_empty() {
+            match self.kernel.commit(&batch) {
+                Ok(()) => (),
+                Err(KernelError::Rejected(rejections)) => {
+                    self.refused(rejections);
+                    return None;
+                }
+                Err(_) => {
+                    self.engine.lost();
+                    return None;
+                }
+            }
+        }
+        Some(self.engine.committed())
+    }
+
+    fn refused(&mut self, rejections: Vec<Rejection>) {
+        let anonymous = |it| Rejection { op: None, owner: None, ..it };
+        let told = match self.anonymous {
+            true => rejections.into_iter().map(anonymous).collect(),
+            false => rejections,
+        };
+        drop(self.engine.refused(told));
+    }
+
+    fn settle(&mut self) {
+        drop(self.settle_telling());
+    }
+
+    /// Passes until there is nothing left to do.
+    #[track_caller]
+    fn settle_telling(&mut self) -> Vec<Outcome> {
+        let mut outcomes = Vec::new();
+        for _ in 0..MOST_PASSES {
+            if !self.engine.has_work() {
+                return outcomes;
+            }
+            outcomes.extend(self.pass());
+        }
+        panic!("no end after {MOST_PASSES} passes");
+    }
+
+    /// The kernel takes everything from now on.
+    fn forgive(&mut self) {
+        self.kernel.recover();
+        self.engine.retry_refused();
+    }
+
+    fn rows(&self, family: Family) -> BTreeSet<String> {
+        canonical_table(&self.kernel, family)
+    }
+
+    /// Where connections to 10.96.0.`n` go.
+    fn backends(&self, n: u8) -> Vec<IpAddr> {
+        let at = ip(&format!("10.96.0.{n}"));
+        let rows = self.kernel.tables.rows(Family::V4, SetName::Endpoints);
+        let mut found = Vec::new();
+        for (key, value) in rows {
+            if let (Key::FrontendSlot(frontend, _), Value::Endpoint(address, _)) = (key, value)
+                && frontend.address == at
+            {
+                found.push(*address);
+            }
+        }
+        found
+    }
+}
+
+fn endpoint(service: &str, n: u8, host: u8) -> Change {
+    let address = format!("10.1.{n}.{host}");
+    Change::SliceApplied(slice(&format!("{service}-1"), service, &[&address]))
+}
+
+fn health_checks(host: &Host) -> String {
+    let mut wanted = host.engine.health_checks().wanted;
+    wanted.sort_by_key(|it| format!("{it:?}"));
+    format!("{wanted:?}")
+}

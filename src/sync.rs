@@ -281,7 +281,10 @@ impl<K: Kernel> Sync<K> {
 
     fn report_oddities(&mut self) {
         let conflicts = self.engine.take_conflicts();
-        self.reporter.conflicts(conflicts, self.engine.conflict_count());
+        // Counting walks all Services, which one changed endpoint must not cost.
+        if !conflicts.is_empty() {
+            self.reporter.conflicts(conflicts, self.engine.conflict_count());
+        }
         for limit in self.engine.take_limits() {
             self.reporter.limit(self.engine.cluster(), &limit);
         }

@@ -276,9 +276,6 @@ impl Reporter {
     }
 
     pub(super) fn conflicts(&self, conflicts: Conflicts, present: usize) {
-        if conflicts.is_empty() {
-            return;
-        }
         self.ports.metrics.conflicts(present);
         for conflict in conflicts.began {
             let note = format!(

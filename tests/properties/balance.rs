@@ -83,7 +83,8 @@ fn pod(n: u8) -> IpAddr {
 
 /// The cluster IP 10.96.0.n with the first n pods.
 fn service(n: u8) -> [Value; 2] {
-    let endpoint = |n| json!({"addresses": [pod(n)], "conditions": {"ready": true}, "nodeName": "node-2"});
+    let endpoint =
+        |n| json!({"addresses": [pod(n)], "conditions": {"ready": true}, "nodeName": "node-2"});
     let endpoints: Vec<Value> = (1..=n).map(endpoint).collect();
     let address = IpAddr::from([10, 96, 0, n]);
     [

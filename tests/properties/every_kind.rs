@@ -20,7 +20,8 @@ pub(super) struct Host {
 impl Host {
     pub(super) fn new(objects: &[Value]) -> Host {
         let namespace = create(&["host"]).pop().unwrap();
-        namespace.ip("link set lo up\naddr add 192.0.2.1/32 dev lo\naddr add 2001:db8::1/128 dev lo\n");
+        namespace
+            .ip("link set lo up\naddr add 192.0.2.1/32 dev lo\naddr add 2001:db8::1/128 dev lo\n");
         let host = Host { namespace, directory: tempfile::tempdir().unwrap() };
         std::fs::create_dir(host.path("manifests")).unwrap();
         let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});

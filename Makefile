@@ -36,9 +36,9 @@ bench:
 	$(call install,$(NEEDED_BY_BENCH))
 	cargo build --locked --release --bin kube-ferry
 	cp "$(TARGET)/release/kube-ferry" "$(TARGET)/kube-ferry-measured"
-	cargo bench --locked --bench sync
-	cargo bench --locked --bench kernel
-	KUBE_FERRY="$(TARGET)/kube-ferry-measured" cargo bench --locked --bench node
+	cargo bench --locked --profile release --bench sync
+	cargo bench --locked --profile release --bench kernel
+	KUBE_FERRY="$(TARGET)/kube-ferry-measured" cargo bench --locked --profile release --bench node
 
 include deploy/deploy.mk
 include tests/vm/vm.mk

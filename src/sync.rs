@@ -178,8 +178,13 @@ impl<K: Kernel> Sync<K> {
             match self.pass() {
                 Pass::Done => {
                     if self.look_at.is_none() {
-                        let rest = if self.reporter.is_verifying() { began.elapsed() * 50 } else { LOOK_EVERY };
-                        self.look_at = now().checked_add(rest.clamp(LOOK_EVERY, LOOK_AT_LEAST_EVERY));
+                        let rest = if self.reporter.is_verifying() {
+                            began.elapsed() * 50
+                        } else {
+                            LOOK_EVERY
+                        };
+                        self.look_at =
+                            now().checked_add(rest.clamp(LOOK_EVERY, LOOK_AT_LEAST_EVERY));
                     }
                     self.pace.succeeded(began, now());
                     self.reporter.done(&self.engine);

@@ -27,7 +27,10 @@ const CONNECTIONS: u32 = 3_000;
 fn shares_are_equal_over_one_to_nine_endpoints() {
     let objects: Vec<Value> = (1..=MOST_ENDPOINTS).flat_map(service).collect();
     let host = Host::new(&objects);
-    let mut batch = String::from("addr add 10.0.0.100/32 dev lo\nroute add 10.96.0.0/16 dev lo\n");
+    let mut batch = String::from(
+        "link add services type dummy\nlink set services up\naddr add 10.0.0.100/32 dev lo\n\
+         route add 10.96.0.0/16 dev services\n",
+    );
     (1..=MOST_ENDPOINTS).for_each(|n| batch += &format!("addr add {}/32 dev lo\n", pod(n)));
     host.namespace.ip(&batch);
     let _proxy = Proxy::start(&host.namespace, host.arguments(), host.path("log")).unwrap();

@@ -82,7 +82,10 @@ fn act(args: &Args) -> anyhow::Result<ExitCode> {
     }
     let config = config::load(args)?;
     logging::init(&config.logging);
-    logging::notices(&config.notices);
+    // What they say of traffic is of no interest when rules are removed.
+    if config.action != Action::Cleanup {
+        logging::notices(&config.notices);
+    }
     Ok(run(config).unwrap_or_else(|error| {
         error!("{error:#}");
         ExitCode::FAILURE

@@ -153,7 +153,7 @@ impl<K: Kernel> Sync<K> {
     }
 
     /// If others have changed some table, ours are compared with what is wanted, and repaired if need be. The question is
-    /// one message; the comparison reads our tables, so while others keep changing theirs it rests fifty times its own
+    /// one message; the comparison reads our tables, so while others keep changing theirs it rests twenty times its own
     /// length, ten seconds at most.
     fn look_for_drift(&mut self) {
         if self.look_at.is_none_or(|at| at > now()) {
@@ -178,8 +178,13 @@ impl<K: Kernel> Sync<K> {
             match self.pass() {
                 Pass::Done => {
                     if self.look_at.is_none() {
-                        let rest = if self.reporter.is_verifying() { began.elapsed() * 50 } else { LOOK_EVERY };
-                        self.look_at = now().checked_add(rest.clamp(LOOK_EVERY, LOOK_AT_LEAST_EVERY));
+                        let rest = if self.reporter.is_verifying() {
+                            began.elapsed() * 20
+                        } else {
+                            LOOK_EVERY
+                        };
+                        self.look_at =
+                            now().checked_add(rest.clamp(LOOK_EVERY, LOOK_AT_LEAST_EVERY));
                     }
                     self.pace.succeeded(began, now());
                     self.reporter.done(&self.engine);

@@ -7,6 +7,8 @@ mod command_line;
 #[cfg(test)]
 mod deploy;
 #[cfg(test)]
+mod drift;
+#[cfg(test)]
 mod properties;
 #[cfg(test)]
 mod real_input;

@@ -51,6 +51,7 @@ fn load(test: &str) -> Story {
 #[test]
 fn every_file_is_listed_and_makes_sense() {
     let files = std::fs::read_dir(directory()).unwrap().map(|entry| entry.unwrap().path());
+    let files = files.filter(|path| path.extension().is_some_and(|it| it == "txt"));
     let names: BTreeSet<String> =
         files.map(|path| path.file_stem().unwrap().to_str().unwrap().replace('-', "_")).collect();
     let listed: BTreeSet<String> = LISTED.iter().map(|name| (*name).to_owned()).collect();
@@ -60,4 +61,15 @@ fn every_file_is_listed_and_makes_sense() {
         assert!(story.asks_something(), "{name} expects nothing");
         run::rehearse(&story).unwrap_or_else(|why| panic!("tests/scenarios/{name}:{why}"));
     }
+}
+
+/// The README of the scenarios says what is covered where: it names every file, and none that does not exist.
+#[test]
+fn the_readme_names_every_file() {
+    let text = std::fs::read_to_string(directory().join("README.md")).unwrap();
+    let quoted = text.split('`').skip(1).step_by(2);
+    let named: BTreeSet<String> =
+        quoted.filter_map(|it| it.strip_suffix(".txt")).map(|it| it.replace('-', "_")).collect();
+    let listed: BTreeSet<String> = LISTED.iter().map(|name| (*name).to_owned()).collect();
+    assert_eq!(named, listed, "tests/scenarios/README.md and tests/scenario/list.rs differ");
 }

@@ -17,6 +17,7 @@ use crate::nft::skeleton::Program;
 const READ_ATTEMPTS: usize = 5;
 
 const EPERM: i32 = 1;
+const ENFILE: i32 = 23;
 const ENOENT: i32 = 2;
 const EINTR: i32 = 4;
 const EINVAL: i32 = 22;
@@ -196,13 +197,13 @@ impl Kernel for NetlinkKernel {
     }
 
     fn commit(&mut self, batch: &Batch) -> Result<(), KernelError> {
-        let result = self.transact(batch, None, Ending::Commit);
-        // A commit counts the generation up by one, and leaves out zero (nf_tables_commit in nf_tables_api.c).
-        self.generation = match (&result, self.generation) {
-            (Ok(()), Some(before)) if !batch.is_empty() => Some(before.checked_add(1).unwrap_or(1)),
-            (_, generation) => generation,
-        };
-        result
+        // A new size counts from the commit on (nft_trans_set_size in nf_tables_api.c): rows that need it are refused in
+        // the same transaction. To grow a set changes nothing for packets, so it goes first, in one of its own.
+        let sizes = resizes(batch);
+        if !sizes.is_empty() && sizes.len() < batch.len() {
+            self.commit_once(&sizes)?;
+        }
+        self.commit_once(batch)
     }
 
     fn changed_by_others(&mut self) -> Result<bool, KernelError> {
@@ -212,8 +213,43 @@ impl Kernel for NetlinkKernel {
     }
 
     fn validate(&mut self, batch: &Batch) -> Result<(), KernelError> {
-        self.transact(batch, None, Ending::Validate)
+        let grown = resizes(batch).0;
+        let full = |it: &Rejection| {
+            let op = it.op.and_then(|op| batch.0.get(op));
+            it.errno == ENFILE && op.is_some_and(|op| grown.iter().any(|it| same_set(it, op)))
+        };
+        match self.transact(batch, None, Ending::Validate) {
+            // They would fit after the transaction that comes first.
+            Err(KernelError::Rejected(told)) if told.iter().all(full) => Ok(()),
+            Err(KernelError::Rejected(told)) => {
+                Err(KernelError::Rejected(told.into_iter().filter(|it| !full(it)).collect()))
+            }
+            answer => answer,
+        }
     }
+}
+
+impl NetlinkKernel {
+    fn commit_once(&mut self, batch: &Batch) -> Result<(), KernelError> {
+        let result = self.transact(batch, None, Ending::Commit);
+        // A commit counts the generation up by one, and leaves out zero (nf_tables_commit in nf_tables_api.c).
+        self.generation = match (&result, self.generation) {
+            (Ok(()), Some(before)) if !batch.is_empty() => Some(before.checked_add(1).unwrap_or(1)),
+            (_, generation) => generation,
+        };
+        result
+    }
+}
+
+fn resizes(batch: &Batch) -> Batch {
+    let sizes = batch.0.iter().filter(|it| matches!(it, Op::ResizeSet { .. }));
+    Batch(sizes.cloned().collect())
+}
+
+/// Whether `row` is a new row of the set that `resize` is about.
+fn same_set(resize: &Op, row: &Op) -> bool {
+    let Op::ResizeSet { family, set, .. } = resize else { return false };
+    matches!(row, Op::AddElement { family: its, set: of, .. } if its == family && of == set)
 }
 
 fn is_absence(error: &KernelError) -> bool {

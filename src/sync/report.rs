@@ -221,7 +221,10 @@ impl Reporter {
         self.ports.metrics.service_changes_pending(0);
         self.ports.metrics.events_coalesced(work.events.saturating_sub(1));
         if work.verifying && work.operations > 0 {
-            warn!(operations = work.operations, "somebody else had changed our tables; they are as wanted again");
+            warn!(
+                operations = work.operations,
+                "somebody else had changed our tables; they are as wanted again"
+            );
             work.written.iter().for_each(|family| self.ports.metrics.drift_repaired(*family));
         }
         if work.operations > 0 {

@@ -196,8 +196,15 @@ fn a_set_grows_in_place_and_a_table_goes_whether_it_is_there_or_not() {
         }
         kernel.commit(&Batch(vec![Op::ResizeSet { family, set, size: 2 }])).unwrap();
         kernel.commit(&two).unwrap();
+        // Rows may come with the room that they need.
+        let resize = Op::ResizeSet { family, set, size: 4 };
+        let more = Batch(vec![resize, row(3), row(4)]);
+        kernel.validate(&more).unwrap();
+        kernel.commit(&more).unwrap();
+        assert!(!kernel.changed_by_others().unwrap(), "all commits were our own");
+        assert!(kernel.validate(&Batch(vec![row(5)])).is_err());
         let observed = kernel.observe(&program()).unwrap();
-        assert_eq!(observed[&family].sets, [(set, Some(2))]);
+        assert_eq!(observed[&family].sets, [(set, Some(4))]);
         for _ in 0..2 {
             kernel.commit(&Batch(vec![Op::DeleteTable(family)])).unwrap();
             assert!(kernel.observe(&program()).unwrap().is_empty());

@@ -66,9 +66,10 @@ fn listed_by_both(namespace: &Namespace, newer: &str) {
         let json = namespace.command(nft, &["-j", "list", "ruleset"], "");
         let json: serde_json::Value = serde_json::from_str(&json).unwrap();
         let objects = json["nftables"].as_array().unwrap();
-        counts.insert(["table", "chain", "rule", "set", "map"].map(|kind| {
-            objects.iter().filter(|it| it.get(kind).is_some()).count()
-        }));
+        counts.insert(
+            ["table", "chain", "rule", "set", "map"]
+                .map(|kind| objects.iter().filter(|it| it.get(kind).is_some()).count()),
+        );
     }
     assert_eq!(counts.len(), 1, "{counts:?}");
     assert!(counts.iter().flatten().all(|it| *it > 0), "{counts:?}");
@@ -97,7 +98,9 @@ fn listing(namespace: &Namespace, nft: &str) -> Vec<String> {
         let part = line.trim_start_matches("elements = {").trim_end_matches('}');
         kept.extend(part.split(',').map(|it| it.trim().to_owned()).filter(|it| !it.is_empty()));
         if line.ends_with('}') {
-            lines.extend(rows.take().into_iter().flatten().map(|it| format!("{table} {place} {it}")));
+            lines.extend(
+                rows.take().into_iter().flatten().map(|it| format!("{table} {place} {it}")),
+            );
         }
     }
     // Chains and sets stand in the order in which they were made.

@@ -9,7 +9,6 @@ use tempfile::TempDir;
 
 use crate::support::command;
 use crate::support::namespace::{Namespace, create};
-use crate::support::world::twin;
 
 /// A host of its own with a node's addresses, manifests, and the command line of the proxy on them.
 pub(super) struct Host {
@@ -20,7 +19,8 @@ pub(super) struct Host {
 impl Host {
     pub(super) fn new(objects: &[Value]) -> Host {
         let namespace = create(&["host"]).pop().unwrap();
-        namespace.ip("link set lo up\naddr add 192.0.2.1/32 dev lo\naddr add 2001:db8::1/128 dev lo\n");
+        namespace
+            .ip("link set lo up\naddr add 192.0.2.1/32 dev lo\naddr add 2001:db8::1/128 dev lo\n");
         let host = Host { namespace, directory: tempfile::tempdir().unwrap() };
         std::fs::create_dir(host.path("manifests")).unwrap();
         let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
@@ -118,16 +118,17 @@ pub(super) fn every_kind() -> Vec<Value> {
     objects
 }
 
+/// An address and the IPv6 address that goes with it.
+fn both(v4: [u8; 4]) -> [IpAddr; 2] {
+    let [a, b, c, d] = v4.map(u16::from);
+    [IpAddr::from(v4), IpAddr::from([0xfd00, a, b, c, 0, 0, 0, d])]
+}
+
 /// Adds a dual-stack Service on port 80 and its endpoints, each on the node that is named.
 fn add(objects: &mut Vec<Value>, n: u8, protocol: &str, nodes: &[&str], more: Value) {
-    let cluster_ip = IpAddr::from([10, 96, 0, n]);
-    let external = IpAddr::from([198, 51, 100, 100 + n]);
-    let both = |address: IpAddr| match address {
-        IpAddr::V4(v4) => [address, twin(v4).into()],
-        IpAddr::V6(_) => [address, address],
-    };
+    let cluster_ips = both([10, 96, 0, n]);
     let mut spec = json!({
-        "type": "ClusterIP", "clusterIP": cluster_ip, "clusterIPs": both(cluster_ip),
+        "type": "ClusterIP", "clusterIP": cluster_ips[0], "clusterIPs": cluster_ips,
         "ipFamilies": ["IPv4", "IPv6"],
         "ports": [{"name": "web", "port": 80, "protocol": protocol}],
     });
@@ -139,7 +140,7 @@ fn add(objects: &mut Vec<Value>, n: u8, protocol: &str, nodes: &[&str], more: Va
         spec["ports"][0]["nodePort"] = (30_000 + u16::from(n)).into();
     }
     if spec["type"] == "LoadBalancer" {
-        let [v4, v6] = both(external);
+        let [v4, v6] = both([198, 51, 100, 100 + n]);
         status = json!({"loadBalancer": {"ingress": [{"ip": v4}, {"ip": v6}]}});
     }
     let name = format!("s{n}");
@@ -151,7 +152,7 @@ fn add(objects: &mut Vec<Value>, n: u8, protocol: &str, nodes: &[&str], more: Va
         let endpoint = |(host, node): (usize, &&str)| {
             let host = u8::try_from(host).unwrap() + 1;
             json!({
-                "addresses": [both(IpAddr::from([10, 244, n, host]))[at]], "nodeName": node,
+                "addresses": [both([10, 244, n, host])[at]], "nodeName": node,
                 "conditions": {"ready": true},
             })
         };

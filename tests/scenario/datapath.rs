@@ -46,6 +46,9 @@ pub(crate) trait Datapath {
     /// Ends the proxy and starts it with these flags besides its own; what follows from them is in force then.
     fn upgrade(&mut self, flags: &[String]) -> Result<(), String>;
 
+    /// What the proxy has logged, if it is a process.
+    fn log(&self) -> Option<String>;
+
     /// The world with its clients, if there is one: open connections and the like need it, and are left out elsewhere.
     fn world(&self) -> Option<&World>;
 }

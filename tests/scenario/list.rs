@@ -24,6 +24,7 @@ scenarios! {
     hairpin
     hairpin_with_local_policies
     health_check_node_port
+    health_check_node_port_comes_and_goes
     host_network_endpoints
     icmp_to_service_addresses
     ignored_objects
@@ -71,6 +72,7 @@ scenarios! {
     traffic_table_without_detector
     udp_endpoint_change
     udp_flows_of_others_survive
+    udp_pod_cycles
     udp_scale_to_zero_and_back
     udp_service_appears_late
     unallocated_cluster_ips

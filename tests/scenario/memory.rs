@@ -210,6 +210,10 @@ impl Datapath for Memory {
         if writes.is_empty() { Ok(()) } else { Err(writes.join("\n    ")) }
     }
 
+    fn log(&self) -> Option<String> {
+        None
+    }
+
     fn world(&self) -> Option<&World> {
         None
     }

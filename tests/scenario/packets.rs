@@ -243,6 +243,10 @@ impl Datapath for Packets<'_> {
         self.wait_for_fence()
     }
 
+    fn log(&self) -> Option<String> {
+        self.proxy.as_ref().map(Proxy::log)
+    }
+
     fn world(&self) -> Option<&World> {
         Some(self.world)
     }

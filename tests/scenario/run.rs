@@ -115,6 +115,11 @@ impl<D: Datapath> Run<'_, D> {
             }
             Step::Traffic(name, flow) => self.traffic(name, flow),
             Step::Unharmed(name) => self.unharmed(name),
+            Step::Logged(words) => poll(LONG, || {
+                let Some(log) = self.datapath.log() else { return Ok(()) };
+                let found = log.lines().any(|line| words.iter().all(|word| line.contains(word)));
+                found.then_some(()).ok_or(format!("no line has all of {words:?}"))
+            }),
             Step::Foreign(tool, rules) => {
                 self.foreign(*tool, rules);
                 Ok(())
@@ -431,6 +436,7 @@ fn needs_sockets(step: &Step) -> bool {
         | Step::Ping { .. }
         | Step::Traffic(..)
         | Step::Unharmed(_)
+        | Step::Logged(_)
         | Step::Foreign(..) => true,
         Step::Edit(_)
         | Step::Flow(_)
@@ -532,6 +538,10 @@ impl Datapath for Rehearsal {
 
     fn upgrade(&mut self, _: &[String]) -> Result<(), String> {
         Ok(())
+    }
+
+    fn log(&self) -> Option<String> {
+        None
     }
 
     fn world(&self) -> Option<&World> {

@@ -36,6 +36,7 @@
 //! * `traffic NAME: SOURCE -> … = PODS`: from now on one connection asks and asks, and new ones are opened all the
 //!   time. `unharmed NAME`: every single request was answered, the old connection's always by the same pod.
 //! * `ping SOURCE -> ADDRESS = reject`, `drop` or `not handled` (the host's answer): an ICMP echo request.
+//! * `logged WORDS…`: a line of the proxy's log has all of these words. Events are there too.
 //! * `foreign nft`, `iptables` or `ip6tables`, with indented rules (of iptables-restore): others' rules on node-1.
 //! * `pause N seconds`, where the passing of time is the subject.
 //!
@@ -112,6 +113,8 @@ pub(crate) enum Step {
     /// Connections from now on until `Unharmed`.
     Traffic(String, Flow),
     Unharmed(String),
+    /// The proxy's log, in which Events of manifests end up too, contains all these words in one line.
+    Logged(Vec<String>),
     /// Rules of others, loaded into node-1: a program and its input.
     Foreign(Tool, String),
     Pause(Duration),
@@ -276,6 +279,7 @@ impl Story {
                     | Step::Http { .. }
                     | Step::Ping { .. }
                     | Step::Unharmed(_)
+                    | Step::Logged(_)
                     | Step::Balanced(_)
             )
         })
@@ -314,6 +318,7 @@ fn parse_step(line: &str, body: &[&str]) -> Result<Step, String> {
         "upgrade" => Ok(Step::Upgrade(rest.split_whitespace().map(str::to_owned).collect())),
         "ping" => ping(rest),
         "traffic" => named(rest).and_then(|(name, rest)| Ok(Step::Traffic(name, flow(rest)?))),
+        "logged" => Ok(Step::Logged(rest.split_whitespace().map(str::to_owned).collect())),
         "unharmed" => Ok(Step::Unharmed(rest.to_owned())),
         "foreign" => foreign(rest, body),
         "pause" => pause(rest),

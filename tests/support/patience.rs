@@ -4,8 +4,9 @@
 
 use std::time::{Duration, Instant};
 
-/// How long a condition may take that will come true: generous, because a loaded machine is no defect.
-pub(crate) const LONG: Duration = Duration::from_secs(30);
+/// How long a condition may take that will come true: generous, because a loaded machine is no defect, nor is an
+/// emulated one.
+pub(crate) const LONG: Duration = Duration::from_secs(60);
 
 /// Pause between two looks.
 const PAUSE: Duration = Duration::from_millis(4);

@@ -37,8 +37,24 @@ impl<'w> Proxy<'w> {
         Ok(proxy)
     }
 
+    /// Starts the proxy and returns at once.
+    pub(crate) fn begin(
+        namespace: &'w Namespace,
+        arguments: Vec<String>,
+        log: PathBuf,
+    ) -> Result<Proxy<'w>, String> {
+        let mut proxy = Proxy { namespace, arguments, log, child: None };
+        proxy.spawn()?;
+        Ok(proxy)
+    }
+
     /// Starts the process again after [`Proxy::stop`].
     pub(crate) fn run(&mut self) -> Result<(), String> {
+        self.spawn()?;
+        poll(LONG, || self.has_synchronised())
+    }
+
+    fn spawn(&mut self) -> Result<(), String> {
         let log = File::options().create(true).append(true).open(&self.log);
         let log = log.map_err(|error| format!("{}: {error}", self.log.display()))?;
         let output = log.try_clone().map_err(|error| error.to_string())?;
@@ -51,7 +67,7 @@ impl<'w> Proxy<'w> {
                 .spawn()
         });
         self.child = Some(child.map_err(|error| format!("starting the proxy: {error}"))?);
-        poll(LONG, || self.has_synchronised())
+        Ok(())
     }
 
     /// Flags for the next start, besides those of the first.

@@ -240,11 +240,7 @@ fn without_slots(verdict: Verdict) -> String {
 }
 
 /// Endpoints and timeout of a group.
-fn group_content(
-    kernel: &MemoryKernel,
-    family: Family,
-    group: Handle,
-) -> (BTreeSet<Value>, Value) {
+fn group_content(kernel: &MemoryKernel, family: Family, group: Handle) -> (BTreeSet<Value>, Value) {
     let value = |set, key| *kernel.tables.0[&family].sets[&set].1.get(&key).unwrap();
     let slots = kernel.tables.rows(family, SetName::StickySlots);
     let handles = slots.filter_map(|(key, value)| match (key, value) {

@@ -47,7 +47,9 @@ impl Proxy {
     pub(crate) fn metric(&self, name: &str) -> f64 {
         let page = page().unwrap_or_default();
         let lines = page.lines().filter(|it| it.starts_with(name));
-        lines.filter_map(|it| it.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
+        lines
+            .filter_map(|it| it.rsplit_once(' ')?.1.parse::<f64>().ok())
+            .fold(0.0, |sum, it| sum + it)
     }
 
     /// How many rows it believes a set to have.

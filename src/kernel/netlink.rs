@@ -39,11 +39,8 @@ impl NetlinkKernel {
             .map_err(|error| KernelError::Socket { doing: "opening a netlink socket", error })?;
         let mut kernel = NetlinkKernel { channel, tolerant: false, generation: None };
         match kernel.generation() {
-            // nfnetlink is there, but nobody has registered for nf_tables.
-            Err(KernelError::Socket { error, .. }) if error.raw_os_error() == Some(EINVAL) => {
-                Err(KernelError::Unsupported(error))
-            }
-            other => other.map(|_| kernel),
+            Ok(_) => Ok(kernel),
+            Err(error) => Err(explained(error)),
         }
     }
 
@@ -241,6 +238,17 @@ impl NetlinkKernel {
     }
 }
 
+/// What an error of the very first question means.
+fn explained(error: KernelError) -> KernelError {
+    if let KernelError::Socket { error, .. } = &error
+        && error.raw_os_error() == Some(EINVAL)
+    {
+        // nfnetlink is there, but nobody has registered for nf_tables (nfnetlink_rcv_msg in nfnetlink.c).
+        return KernelError::Unsupported(io::Error::from_raw_os_error(EINVAL));
+    }
+    error
+}
+
 fn resizes(batch: &Batch) -> Batch {
     let sizes = batch.0.iter().filter(|it| matches!(it, Op::ResizeSet { .. }));
     Batch(sizes.cloned().collect())
@@ -310,5 +318,25 @@ fn owner(op: &Op) -> Option<Owner> {
         | Op::FlushChain { .. }
         | Op::DeleteChain { .. }
         | Op::AddRule { .. } => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_at_the_start_say_what_to_do() {
+        check(EINVAL, "load the module nf_tables, or use a kernel with CONFIG_NF_TABLES");
+        check(EPERM, "give the process CAP_NET_ADMIN in this network namespace");
+        const EPROTONOSUPPORT: i32 = 93;
+        check(EPROTONOSUPPORT, "this kernel has no nfnetlink: CONFIG_NETFILTER_NETLINK");
+    }
+
+    #[track_caller]
+    fn check(errno: i32, advice: &str) {
+        let error = io::Error::from_raw_os_error(errno);
+        let told = explained(KernelError::Socket { doing: "asking", error }).to_string();
+        assert!(told.contains(advice), "{told}");
     }
 }

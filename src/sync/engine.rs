@@ -366,13 +366,20 @@ impl Engine {
     }
 }
 
-/// The Services that the rejections name; if they name none and only one was staged, it is that one.
+/// The staged Services that the rejections name; if they name none of them and only one was staged, it is that one.
+///
+/// A row may belong to a Service that is not staged: one that was refused before and holds an address that a staged one
+/// takes over. To blame the holder again would change nothing, and the same batch would come for ever.
 fn culprits(rejections: &[Rejection], staged: &[ServiceId]) -> Vec<(ServiceId, Rejection)> {
+    let known: BTreeSet<ServiceId> = staged.iter().copied().collect();
     let mut culprits = BTreeMap::new();
     for rejection in rejections {
-        if let Some(owner) = rejection.owner {
-            culprits.entry(ServiceId(owner.0)).or_insert_with(|| rejection.clone());
-        } else if let (None, [only]) = (rejection.op, staged) {
+        let owner = rejection.owner.map(|it| ServiceId(it.0));
+        if let Some(owner) = owner.filter(|it| known.contains(it)) {
+            culprits.entry(owner).or_insert_with(|| rejection.clone());
+        } else if let [only] = staged
+            && (owner.is_some() || rejection.op.is_none())
+        {
             culprits.entry(*only).or_insert_with(|| rejection.clone());
         }
     }

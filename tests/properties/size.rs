@@ -64,11 +64,11 @@ fn ten_thousand_services_cost_no_object_and_an_endpoint_costs_its_rows() {
 fn rows_only(batch: &Batch) -> (usize, usize) {
     let (mut added, mut deleted) = (0, 0);
     for op in &batch.0 {
-        match op {
-            Op::AddElement { set: SetName::Endpoints, .. } => added += 1,
-            Op::DeleteElement { set: SetName::Endpoints, .. } => deleted += 1,
-            other => panic!("{other:?}"),
-        }
+        let add = matches!(op, Op::AddElement { set: SetName::Endpoints, .. });
+        let delete = matches!(op, Op::DeleteElement { set: SetName::Endpoints, .. });
+        assert!(add || delete, "{op:?}");
+        added += usize::from(add);
+        deleted += usize::from(delete);
     }
     (added, deleted)
 }

@@ -9,12 +9,15 @@ use crate::support::proxy::Proxy;
 use crate::support::witness::rows;
 use crate::watch::rig::{service, slice};
 
+/// A name, and what is wrong with the object.
+type Spoilt = (&'static str, fn(&mut Value));
+
 #[test]
 fn a_bad_object_is_left_out_with_one_line_and_the_rest_works() {
     let host = Host::new();
     let mut objects = vec![service("good", 1), slice("good", 1)];
     // What is wrong with an object as a whole.
-    let bad: [(&str, fn(&mut Value)); 3] = [
+    let bad: [Spoilt; 3] = [
         ("address", |it| {
             it["spec"]["clusterIP"] = "10.96.0.300".into();
             it["spec"]["clusterIPs"] = json!(["10.96.0.300"]);
@@ -50,9 +53,7 @@ fn a_bad_object_is_left_out_with_one_line_and_the_rest_works() {
     let proxy = host.proxy();
     assert_eq!(host.served(), ["10.96.0.1", "10.96.0.3", "10.96.0.4", "10.96.0.5", "10.96.0.6"]);
     let log = proxy.log();
-    for (name, _) in
-        [("shop/address", ()), ("shop/port", ()), ("nnnnnnnn", ()), ("shop/mixed-x", ())]
-    {
+    for name in ["shop/address", "shop/port", "nnnnnnnn", "shop/mixed-x"] {
         let lines: Vec<&str> =
             log.lines().filter(|it| it.contains("WARN") && it.contains(name)).collect();
         assert_eq!(lines.len(), 1, "{name}: {log}");

@@ -227,7 +227,12 @@ fn metadata_only(cluster: &mut Cluster, proxy: &Proxy, figures: &mut Vec<Figure>
             "",
         )
         .must(0.0),
-        Figure::new("CPU per slice with other annotations only", MIDDLE, (proxy.cpu() - cpu) / f64::from(BURST), "ms"),
+        Figure::new(
+            "CPU per slice with other annotations only",
+            MIDDLE,
+            (proxy.cpu() - cpu) / f64::from(BURST),
+            "ms",
+        ),
     ]);
 }
 

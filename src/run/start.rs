@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use tokio::sync::watch;
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, warn};
 
 use super::{Ending, Shell, Stop};
 use crate::config::{Config, NodePortSelector, Source};
@@ -30,8 +30,8 @@ use crate::watch::{
 /// Changes that wait at most between the watchers and the loop; a fuller queue stops the reading from the network.
 const QUEUE: usize = 1_024;
 
-/// Health check node ports that could not be opened are tried again this often.
-const LISTEN_AGAIN: Duration = Duration::from_secs(30);
+/// Health check node ports are looked after this often while there are any: one that could not be opened is tried again.
+const LISTEN_AGAIN: Duration = Duration::from_secs(5);
 
 /// How long the first write waits for the own Node's addresses if NodePorts depend on them, as kube-proxy does.
 const NODE_PATIENCE: Duration = Duration::from_secs(30);
@@ -276,10 +276,10 @@ async fn keep_health_checks(
     recorder: Recorder,
 ) {
     let mut servers = NodePortHealth::new(health);
-    let mut failing = false;
+    let mut looked_after = false;
     loop {
         let again = async {
-            if failing {
+            if looked_after {
                 tokio::time::sleep(LISTEN_AGAIN).await
             } else {
                 std::future::pending().await
@@ -287,7 +287,7 @@ async fn keep_health_checks(
         };
         tokio::select! {
             changed = wanted.changed() => if changed.is_err() { return },
-            () = again => debug!("trying to open health check node ports again"),
+            () = again => (),
         }
         let now = wanted.borrow_and_update().clone();
         let failures = servers.reconcile(&now.wanted, &now.v4, &now.v6).await;
@@ -305,7 +305,7 @@ async fn keep_health_checks(
                 },
             });
         }
-        failing = servers.has_failures();
+        looked_after = servers.has_failures() || !now.wanted.is_empty();
     }
 }
 

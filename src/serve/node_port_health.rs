@@ -10,6 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use axum::Router;
 use axum::response::Response;
@@ -22,6 +23,9 @@ use super::SharedHealth;
 use super::http::respond_with;
 use super::listen::{Reach, listen};
 use crate::model::{Family, ObjectName};
+
+/// How long a listener may take to close; it has nothing to wait for.
+const CLOSING: Duration = Duration::from_secs(1);
 
 /// One server that should exist.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -137,8 +141,11 @@ impl NodePortHealth {
         self.listeners = kept;
         let closing: Vec<_> = gone.into_values().map(Listening::close).collect();
         for closed in closing {
-            // The sender is dropped, never used: an error is the news.
-            let _ = closed.await;
+            // The sender is dropped, never used: an error is the news. A listener that does not end must not keep the
+            // others waiting: if its port is wanted, opening it fails, is told and tried again.
+            if tokio::time::timeout(CLOSING, closed).await.is_err() {
+                tracing::warn!("a health check node port takes long to close");
+            }
         }
     }
 

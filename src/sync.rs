@@ -5,6 +5,7 @@
 
 use std::time::{Duration, Instant};
 
+use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 
 use crate::kernel::{Kernel, KernelError};
@@ -19,6 +20,7 @@ mod report;
 pub mod results;
 
 use engine::{Engine, Refusal};
+use facts::Live;
 use pace::Pace;
 use report::Reporter;
 pub use report::{HealthChecks, Ports};
@@ -45,6 +47,8 @@ pub struct Sync<K> {
     look_at: Option<Instant>,
     /// Until then nothing is written as long as the own Node's addresses are not known.
     node_deadline: Option<Instant>,
+    /// Settings that may change meanwhile.
+    live: Option<watch::Receiver<Live>>,
 }
 
 /// How a pass ended.
@@ -78,7 +82,14 @@ impl<K: Kernel> Sync<K> {
             refused_since: None,
             look_at: None,
             node_deadline: None,
+            live: None,
         }
+    }
+
+    /// Follows settings while it runs: they count from the next look at the kernel on, half a second at most.
+    pub fn follow(mut self, live: watch::Receiver<Live>) -> Self {
+        self.live = Some(live);
+        self
     }
 
     /// Holds back the first write until the own Node has addresses, but no longer than this: what accepts NodePorts
@@ -92,6 +103,7 @@ impl<K: Kernel> Sync<K> {
     pub fn run(mut self) {
         let families = self.engine.program().families.clone();
         self.reporter.started(&families);
+        self.reporter.waiting(&self.engine, false);
         let mut changes = Vec::new();
         loop {
             let wait = self.wait();
@@ -100,6 +112,7 @@ impl<K: Kernel> Sync<K> {
                 Received::Timeout => (),
                 Received::Changes(_) => self.take(&mut changes),
             }
+            self.take_settings();
             self.retry_refused();
             self.look_for_drift();
             if self.may_work() {
@@ -109,6 +122,16 @@ impl<K: Kernel> Sync<K> {
                 }
             }
         }
+    }
+
+    fn take_settings(&mut self) {
+        let Some(live) = self.live.as_mut().filter(|it| it.has_changed().unwrap_or(false)) else {
+            return;
+        };
+        let Live { settings, min_sync_period, sync_period } = live.borrow_and_update().clone();
+        self.engine.set_settings(settings);
+        self.pace.set_periods(min_sync_period, sync_period);
+        self.retry_refused = sync_period;
     }
 
     /// How long to wait for changes before doing something anyway; `None`: nothing else is to be done.
@@ -132,6 +155,7 @@ impl<K: Kernel> Sync<K> {
                 "the own Node object has no addresses or does not exist (--hostname-override?); going on without"
             );
         }
+        self.reporter.waiting(&self.engine, self.node_deadline.is_some());
         self.engine.has_work() && self.node_deadline.is_none()
     }
 
@@ -197,6 +221,7 @@ impl<K: Kernel> Sync<K> {
                 }
                 // A long first sync must not hold up changes: they are taken in between and written first.
                 Pass::Again => {
+                    self.reporter.waiting(&self.engine, false);
                     let mut changes = Vec::new();
                     match self.changes.receive(&mut changes, MOST_CHANGES, Some(Duration::ZERO)) {
                         Received::Closed => return,
@@ -259,6 +284,7 @@ impl<K: Kernel> Sync<K> {
             }
             Refusal::Program(rejections) => {
                 let first = rejections.first().map(ToString::to_string).unwrap_or_default();
+                self.reporter.start_failed(format!("the kernel refuses the program: {first}"));
                 error!(
                     refused = rejections.len(),
                     first,
@@ -270,6 +296,7 @@ impl<K: Kernel> Sync<K> {
     }
 
     fn give_up(&mut self, failure: &KernelError) -> Pass {
+        self.reporter.start_failed(failure.to_string());
         match failure {
             KernelError::Unknown(_) | KernelError::Interrupted(_) => {
                 info!(%failure, "the tables will be read again")

@@ -306,7 +306,6 @@ fn every_wrong_value_is_refused_with_its_message() {
             vec!["--show-hidden-metrics-for-version=1.20"],
             "must be the previous minor version, 1.35",
         ),
-        (vec!["--profiling"], "profiling endpoints are not implemented"),
         (
             vec!["--logging-format=xml"],
             "logging.format: Invalid value: \"xml\": must be text or json",
@@ -317,7 +316,10 @@ fn every_wrong_value_is_refused_with_its_message() {
             "splitStream: Forbidden: feature LoggingAlphaOptions is disabled",
         ),
         (vec!["--log-json-info-buffer-size=64Ki"], "buffering is not implemented"),
-        (vec!["--feature-gates=Nonsense=true"], "unrecognized feature gate: Nonsense"),
+        (
+            vec!["--feature-gates=AllowServiceExternalIP=true"],
+            "unrecognized feature gate: AllowServiceExternalIP (is AllowServiceExternalIPs meant?)",
+        ),
         (vec!["--feature-gates=NFTablesProxyMode=false"], "feature is locked to true"),
         (vec!["--cleanup", "--init-only"], "exclude each other"),
     ] {

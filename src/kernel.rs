@@ -5,6 +5,7 @@
 pub mod address;
 mod channel;
 pub mod conntrack;
+pub mod lock;
 pub mod memory;
 pub mod netlink;
 

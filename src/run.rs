@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use jiff::Timestamp;
 use tokio::runtime::Handle;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tracing::{debug, error, info, warn};
 
@@ -24,6 +24,7 @@ mod cleanup;
 mod dry_run;
 mod ending;
 mod start;
+mod turn;
 
 pub use ending::{Ending, Stop};
 
@@ -134,6 +135,8 @@ pub struct Shell {
     pub runtime: Handle,
     /// Tells when to end, and is told when the loop cannot go on.
     pub stop: Stop,
+    /// Told when this copy is the one that programs the kernel.
+    pub turn: watch::Sender<bool>,
 }
 
 /// Runs the servers around `sync`, which runs on this thread until the end is asked for.
@@ -152,7 +155,9 @@ pub fn proxy(
     let (runtime, thread) = start_runtime()?;
     let watch_stats: Arc<crate::watch::Stats> = Arc::default();
     metrics.show_watches(watch_stats.clone());
-    let shell = Shell { config: Arc::new(config), metrics, health, watch_stats, runtime, stop };
+    let turn = watch::Sender::new(false);
+    let config = Arc::new(config);
+    let shell = Shell { config, metrics, health, watch_stats, runtime, stop, turn };
     let servers = shell.start_tasks()?;
     if let Err(error) = sync(&shell) {
         shell.stop.ask(Ending::Failed(format!("{error:#}")));
@@ -260,12 +265,13 @@ impl Shell {
 
     fn start(&self, server: Server, router: axum::Router) -> JoinHandle<()> {
         let stop = self.stop.clone();
+        let turn = self.turn.subscribe();
         self.runtime.spawn(async move {
             let ended = stop.clone();
             let ended = async move {
                 ended.wait().await;
             };
-            if let Err(error) = server.run(router, ended).await {
+            if let Err(error) = server.run(router, turn, ended).await {
                 stop.ask(Ending::Failed(error.to_string()));
             }
         })

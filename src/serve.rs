@@ -55,6 +55,11 @@ impl SharedHealth {
         self.lock().node(node);
     }
 
+    /// Whether another copy is at work, and this one waits for its turn.
+    pub fn standing_by(&self, yes: bool) {
+        self.lock().standing_by(yes);
+    }
+
     pub fn report(&self) -> Report {
         let now = self.now();
         self.lock().report(now)

@@ -31,6 +31,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// However long a comparison takes, the next one comes this soon if others go on changing tables.
 const LOOK_AT_LEAST_EVERY: Duration = Duration::from_secs(10);
 
+/// How often a copy that stands by asks whether its turn has come.
+const ASK_FOR_TURN_EVERY: Duration = Duration::from_millis(100);
+
 /// The loop and everything it needs.
 pub struct Sync<K> {
     engine: Engine,
@@ -45,6 +48,8 @@ pub struct Sync<K> {
     look_at: Option<Instant>,
     /// Until then nothing is written as long as the own Node's addresses are not known.
     node_deadline: Option<Instant>,
+    /// Asks whether the kernel is ours to program; until it is, changes are taken and nothing else. `None`: it is.
+    turn: Option<Box<dyn FnMut() -> bool>>,
 }
 
 /// How a pass ended.
@@ -78,7 +83,14 @@ impl<K: Kernel> Sync<K> {
             refused_since: None,
             look_at: None,
             node_deadline: None,
+            turn: None,
         }
+    }
+
+    /// Neither reads nor writes the kernel's tables until `turn` has said so once.
+    pub fn wait_for_turn(mut self, turn: impl FnMut() -> bool + 'static) -> Self {
+        self.turn = Some(Box::new(turn));
+        self
     }
 
     /// Holds back the first write until the own Node has addresses, but no longer than this: what accepts NodePorts
@@ -91,6 +103,7 @@ impl<K: Kernel> Sync<K> {
     /// Runs until all watchers have ended. The rules stay in the kernel.
     pub fn run(mut self) {
         let families = self.engine.program().families.clone();
+        self.has_turn();
         self.reporter.started(&families);
         let mut changes = Vec::new();
         loop {
@@ -99,6 +112,9 @@ impl<K: Kernel> Sync<K> {
                 Received::Closed => return,
                 Received::Timeout => (),
                 Received::Changes(_) => self.take(&mut changes),
+            }
+            if !self.has_turn() {
+                continue;
             }
             self.retry_refused();
             self.look_for_drift();
@@ -111,8 +127,20 @@ impl<K: Kernel> Sync<K> {
         }
     }
 
+    fn has_turn(&mut self) -> bool {
+        let Some(turn) = self.turn.as_mut() else { return true };
+        let come = turn();
+        if come {
+            self.turn = None;
+        }
+        come
+    }
+
     /// How long to wait for changes before doing something anyway; `None`: nothing else is to be done.
     fn wait(&self) -> Option<Duration> {
+        if self.turn.is_some() {
+            return Some(ASK_FOR_TURN_EVERY);
+        }
         let node =
             self.node_deadline.map_or(Duration::ZERO, |it| it.saturating_duration_since(now()));
         let pass = self.engine.has_work().then(|| self.pace.wait(now()).max(node));

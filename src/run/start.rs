@@ -10,6 +10,7 @@ use anyhow::Context as _;
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
+use super::turn::Turn;
 use super::{Ending, Shell, Stop};
 use crate::config::{Config, NodePortSelector, Source};
 use crate::conntrack::Sweep;
@@ -64,6 +65,7 @@ pub(super) fn sync(shell: &Shell) -> anyhow::Result<()> {
         recorder: recorder.clone(),
     };
     start_watchers(shell, source, watching);
+    let mut turn = Turn::new(shell, recorder.clone());
     let ports = Ports {
         metrics: shell.metrics.clone(),
         health: shell.health.clone(),
@@ -73,7 +75,8 @@ pub(super) fn sync(shell: &Shell) -> anyhow::Result<()> {
     };
     let pace = Pace::new(config.min_sync_period, config.sync_period);
     let engine = Engine::new(settings(config), Cluster::new(&RESOURCES));
-    let sync = Sync::new(engine, kernel, pace, changes, ports, config.sync_period);
+    let sync = Sync::new(engine, kernel, pace, changes, ports, config.sync_period)
+        .wait_for_turn(move || turn.has_come());
     match (&config.source, &config.node_ports) {
         (Source::ApiServer(_), NodePortSelector::Primary) => {
             sync.wait_for_node(NODE_PATIENCE).run()

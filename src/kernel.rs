@@ -7,6 +7,7 @@ mod channel;
 pub mod conntrack;
 pub mod memory;
 pub mod netlink;
+pub mod others;
 
 use std::collections::BTreeMap;
 
@@ -17,6 +18,7 @@ use crate::nft::skeleton::Program;
 pub use address::Addresses;
 pub use conntrack::{Conntrack, Swept};
 pub use netlink::NetlinkKernel;
+pub use others::OtherTables;
 
 /// What the sync loop asks of a kernel. Two real implementations: netlink, and memory for tests.
 pub trait Kernel {

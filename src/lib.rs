@@ -27,6 +27,7 @@ pub mod config;
 pub mod conntrack;
 pub mod forward;
 pub mod kernel;
+pub mod leftovers;
 pub mod logging;
 pub mod model;
 pub mod nft;

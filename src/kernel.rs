@@ -8,6 +8,7 @@ pub mod conntrack;
 pub mod lock;
 pub mod memory;
 pub mod netlink;
+pub mod others;
 
 use std::collections::BTreeMap;
 
@@ -18,6 +19,7 @@ use crate::nft::skeleton::Program;
 pub use address::Addresses;
 pub use conntrack::{Conntrack, Swept};
 pub use netlink::NetlinkKernel;
+pub use others::OtherTables;
 
 /// What the sync loop asks of a kernel. Two real implementations: netlink, and memory for tests.
 pub trait Kernel {

@@ -84,7 +84,7 @@ fn act(args: &Args) -> anyhow::Result<ExitCode> {
     let config = config::load(args)?;
     logging::init(&config.logging);
     // What they say of traffic is of no interest when rules are removed.
-    if config.action != Action::Cleanup {
+    if !matches!(config.action, Action::Cleanup(_)) {
         logging::notices(&config.notices);
     }
     Ok(run(config).unwrap_or_else(|error| {
@@ -98,7 +98,7 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
     match &config.action {
         Action::WriteConfig(path) => write_config(&config, path)?,
         Action::InitOnly => set_kernel(&config),
-        Action::Cleanup => cleanup::cleanup()?,
+        Action::Cleanup(whose) => cleanup::cleanup(*whose)?,
         Action::DryRun(kind) => dry_run::dry_run(&config, *kind)?,
         Action::Run => return proxy(config, start::sync),
     }

@@ -16,7 +16,7 @@ mod overlay;
 pub mod settings;
 mod validate;
 
-pub use args::{Args, DryRun, VersionFormat};
+pub use args::{Args, CleanupOf, DryRun, VersionFormat};
 pub use duration::GoDuration;
 pub use feature_gates::FeatureGates;
 pub use file::KubeProxyConfiguration;

@@ -28,6 +28,7 @@ mod dry_run;
 mod ending;
 mod reload;
 mod start;
+mod turn;
 mod waiting;
 
 pub use ending::{Ending, Stop};
@@ -88,7 +89,7 @@ fn act(args: &Args) -> anyhow::Result<ExitCode> {
     let config = config::load(args)?;
     logging::init(&config.logging);
     // What they say of traffic is of no interest when rules are removed.
-    if config.action != Action::Cleanup {
+    if !matches!(config.action, Action::Cleanup(_)) {
         logging::notices(&config.notices);
     }
     Ok(run(config).unwrap_or_else(|error| {
@@ -102,7 +103,7 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
     match &config.action {
         Action::WriteConfig(path) => write_config(&config, path)?,
         Action::InitOnly => init_only(&config)?,
-        Action::Cleanup => cleanup::cleanup()?,
+        Action::Cleanup(whose) => cleanup::cleanup(*whose)?,
         Action::DryRun(kind) => dry_run::dry_run(&config, *kind)?,
         Action::Run => return proxy(config, start::sync),
     }
@@ -165,6 +166,8 @@ pub struct Shell {
     pub runtime: Handle,
     /// Tells when to end, and is told when the loop cannot go on.
     pub stop: Stop,
+    /// Told when this copy is the one that programs the kernel.
+    pub turn: watch::Sender<bool>,
 }
 
 /// Runs the servers around `sync`, which runs on this thread until the end is asked for.
@@ -271,6 +274,7 @@ impl Shell {
             recorder,
             runtime,
             stop: Stop::default(),
+            turn: watch::Sender::new(false),
         };
         Ok((shell, thread, outbox))
     }
@@ -311,6 +315,7 @@ impl Shell {
     /// A server that cannot listen is told by an Event with this reason, kube-proxy's.
     fn start(&self, server: Server, router: axum::Router, reason: &'static str) -> JoinHandle<()> {
         let (stop, recorder) = (self.stop.clone(), self.recorder.clone());
+        let turn = self.turn.subscribe();
         self.runtime.spawn(async move {
             let ended = stop.clone();
             let ended = async move {
@@ -320,7 +325,7 @@ impl Shell {
                 let (kind, action) = (NoticeKind::Warning, "StartKubeProxy");
                 recorder.record(Notice { kind, reason, action, note, regarding: Regarding::Node });
             };
-            if let Err(error) = server.run(router, ended, failed).await {
+            if let Err(error) = server.run(router, turn, ended, failed).await {
                 stop.ask(Ending::Failed(error.to_string()));
             }
         })

@@ -57,6 +57,11 @@ impl SharedHealth {
         self.lock().0.node(node);
     }
 
+    /// Whether another copy is at work, and this one waits for its turn.
+    pub fn standing_by(&self, yes: bool) {
+        self.lock().0.standing_by(yes);
+    }
+
     pub fn report(&self) -> Report {
         let now = self.now();
         self.lock().0.report(now)

@@ -33,6 +33,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// However long a comparison takes, the next one comes this soon if others go on changing tables.
 const LOOK_AT_LEAST_EVERY: Duration = Duration::from_secs(10);
 
+/// How often a copy that stands by asks whether its turn has come.
+const ASK_FOR_TURN_EVERY: Duration = Duration::from_millis(100);
+
 /// The loop and everything it needs.
 pub struct Sync<K> {
     engine: Engine,
@@ -47,6 +50,8 @@ pub struct Sync<K> {
     look_at: Option<Instant>,
     /// Until then nothing is written as long as the own Node's addresses are not known.
     node_deadline: Option<Instant>,
+    /// Asks whether the kernel is ours to program; until it is, changes are taken and nothing else. `None`: it is.
+    turn: Option<Box<dyn FnMut() -> bool>>,
     /// Settings that may change meanwhile.
     live: Option<watch::Receiver<Live>>,
 }
@@ -82,8 +87,15 @@ impl<K: Kernel> Sync<K> {
             refused_since: None,
             look_at: None,
             node_deadline: None,
+            turn: None,
             live: None,
         }
+    }
+
+    /// Neither reads nor writes the kernel's tables until `turn` has said so once.
+    pub fn wait_for_turn(mut self, turn: impl FnMut() -> bool + 'static) -> Self {
+        self.turn = Some(Box::new(turn));
+        self
     }
 
     /// Follows settings while it runs: they count from the next look at the kernel on, half a second at most.
@@ -102,6 +114,7 @@ impl<K: Kernel> Sync<K> {
     /// Runs until all watchers have ended. The rules stay in the kernel.
     pub fn run(mut self) {
         let families = self.engine.program().families.clone();
+        self.has_turn();
         self.reporter.started(&families);
         self.reporter.waiting(&self.engine, false);
         let mut changes = Vec::new();
@@ -113,6 +126,9 @@ impl<K: Kernel> Sync<K> {
                 Received::Changes(_) => self.take(&mut changes),
             }
             self.take_settings();
+            if !self.has_turn() {
+                continue;
+            }
             self.retry_refused();
             self.look_for_drift();
             if self.may_work() {
@@ -122,6 +138,15 @@ impl<K: Kernel> Sync<K> {
                 }
             }
         }
+    }
+
+    fn has_turn(&mut self) -> bool {
+        let Some(turn) = self.turn.as_mut() else { return true };
+        let come = turn();
+        if come {
+            self.turn = None;
+        }
+        come
     }
 
     fn take_settings(&mut self) {
@@ -136,6 +161,9 @@ impl<K: Kernel> Sync<K> {
 
     /// How long to wait for changes before doing something anyway; `None`: nothing else is to be done.
     fn wait(&self) -> Option<Duration> {
+        if self.turn.is_some() {
+            return Some(ASK_FOR_TURN_EVERY);
+        }
         let node =
             self.node_deadline.map_or(Duration::ZERO, |it| it.saturating_duration_since(now()));
         let pass = self.engine.has_work().then(|| self.pace.wait(now()).max(node));

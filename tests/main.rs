@@ -1,6 +1,8 @@
 //! The one integration test binary. The modules carry `cfg(test)` so that clippy knows them as tests.
 
 #[cfg(test)]
+mod cleanup;
+#[cfg(test)]
 mod codec;
 #[cfg(test)]
 mod command_line;
@@ -16,6 +18,8 @@ mod properties;
 mod real_input;
 #[cfg(test)]
 mod render;
+#[cfg(test)]
+mod resilience;
 #[cfg(test)]
 mod scenario;
 #[cfg(test)]

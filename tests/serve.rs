@@ -191,13 +191,16 @@ fn a_taken_port_is_tried_again_or_an_error() {
     let router = || health_router(world.health.clone(), world.metrics.clone());
     let server =
         Server { purpose: "health", option: "--healthz-bind-address", address, retry: None };
-    let error =
-        world.runtime().block_on(server.run(router(), std::future::pending(), drop)).unwrap_err();
+    let error = world
+        .runtime()
+        .block_on(server.run(router(), turn(), std::future::pending(), drop))
+        .unwrap_err();
     assert!(error.to_string().contains("does another kube-proxy or kube-ferry run"), "{error}");
 
     let retry = Some(Duration::from_millis(5));
     let waiting = world.runtime().spawn(Server { retry, ..server }.run(
         router(),
+        turn(),
         std::future::pending(),
         drop,
     ));
@@ -281,6 +284,11 @@ struct World {
     runtime: Option<Arc<Runtime>>,
 }
 
+/// No other copy has the ports.
+fn turn() -> kube_ferry::serve::http::Turn {
+    tokio::sync::watch::channel(true).1
+}
+
 impl World {
     fn new() -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -315,7 +323,7 @@ impl World {
         let address = SocketAddr::from((ip, port));
         let retry = Some(Duration::from_millis(5));
         let server = Server { purpose: "test", option: "none", address, retry };
-        self.runtime().spawn(server.run(router, std::future::pending(), drop));
+        self.runtime().spawn(server.run(router, turn(), std::future::pending(), drop));
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         while TcpStream::connect(address).is_err() {
             std::thread::yield_now();

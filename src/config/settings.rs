@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::args::{Args, DryRun};
+use super::args::{Args, CleanupOf, DryRun};
 use super::feature_gates::FeatureGates;
 use super::file::{self, KubeProxyConfiguration};
 use super::validate::Problems;
@@ -68,7 +68,7 @@ pub struct LoadedFile {
 pub enum Action {
     Run,
     InitOnly,
-    Cleanup,
+    Cleanup(CleanupOf),
     WriteConfig(PathBuf),
     DryRun(DryRun),
 }

@@ -70,13 +70,17 @@ impl Problems {
                 "--cleanup, --init-only, --write-config-to and --dry-run exclude each other; give one of them".into(),
             );
         }
+        if args.cleanup_of.is_some() && args.cleanup != Some(true) {
+            self.found
+                .push("--cleanup-of says whose leftovers --cleanup removes; give both".into());
+        }
     }
 
     pub(super) fn action(&mut self, args: &Args) -> Action {
         if let Some(path) = &args.write_config_to {
             Action::WriteConfig(path.clone())
         } else if args.cleanup == Some(true) {
-            Action::Cleanup
+            Action::Cleanup(args.cleanup_of.unwrap_or_default())
         } else if let Some(what) = args.dry_run {
             Action::DryRun(what)
         } else if args.init_only == Some(true) {

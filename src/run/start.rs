@@ -10,6 +10,7 @@ use anyhow::Context as _;
 use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 
+use super::turn::Turn;
 use super::{Ending, Shell, Stop};
 use crate::config::{Config, NodePortSelector, Source};
 use crate::conntrack::Sweep;
@@ -73,6 +74,7 @@ pub(super) fn sync(shell: &Shell, outbox: Outbox) -> anyhow::Result<()> {
         recorder: recorder.clone(),
     };
     start_watchers(shell, source, watching);
+    let mut turn = Turn::new(shell, recorder.clone());
     let ports = Ports {
         metrics: shell.metrics.clone(),
         health: shell.health.clone(),
@@ -83,6 +85,7 @@ pub(super) fn sync(shell: &Shell, outbox: Outbox) -> anyhow::Result<()> {
     let pace = Pace::new(config.min_sync_period, config.sync_period);
     let engine = Engine::new(shell.live.borrow().settings.clone(), Cluster::new(&RESOURCES));
     let sync = Sync::new(engine, kernel, pace, changes, ports, config.sync_period)
+        .wait_for_turn(move || turn.has_come())
         .follow(shell.live.subscribe());
     match (&config.source, &config.node_ports) {
         (Source::ApiServer(_), NodePortSelector::Primary) => {

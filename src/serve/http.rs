@@ -13,7 +13,7 @@ use axum::response::Response;
 use axum::routing::any;
 use http::{HeaderName, Method, StatusCode, header};
 use jiff::Timestamp;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::health::Answer;
 use super::listen::{ListenError, Reach, listen};
@@ -23,6 +23,10 @@ use crate::{logging, version};
 
 /// How long until a failed listen is tried again.
 pub const LISTEN_RETRY: Duration = Duration::from_secs(5);
+
+/// Whether this process is the one that programs the kernel. While it waits for another copy to end, that one has the
+/// ports: this is no mistake then, and the ports are tried again the moment the turn comes.
+pub type Turn = tokio::sync::watch::Receiver<bool>;
 
 /// One server of the process.
 #[derive(Clone, Copy, Debug)]
@@ -38,10 +42,11 @@ pub struct Server {
 impl Server {
     /// Listens and serves until `stop` is ready. `failed` is told why it cannot listen, once.
     ///
-    /// Returns an error only if the first listen fails and `retry` is not set.
+    /// Returns an error only if a listen fails that has its turn and `retry` is not set.
     pub async fn run(
         self,
         router: Router,
+        mut turn: Turn,
         stop: impl Future<Output = ()> + Send + 'static,
         failed: impl FnOnce(String),
     ) -> Result<(), ListenError> {
@@ -53,14 +58,19 @@ impl Server {
                 Ok(listener) => break listener,
                 Err(source) => ListenError { address, purpose, option, source },
             };
-            if let Some(failed) = failed.take() {
+            let has_turn = *turn.borrow_and_update();
+            if has_turn && let Some(failed) = failed.take() {
                 failed(error.to_string());
             }
-            let Some(retry) = retry else { return Err(error) };
-            warn!("{error}; trying again every {retry:?}");
+            match retry {
+                None if has_turn => return Err(error),
+                Some(retry) if has_turn => warn!("{error}; trying again every {retry:?}"),
+                _ => debug!("{error}; the other copy has it, as it seems"),
+            }
             tokio::select! {
                 () = &mut stop => return Ok(()),
-                () = tokio::time::sleep(retry) => {}
+                () = tokio::time::sleep(retry.unwrap_or(LISTEN_RETRY)) => {}
+                Ok(()) = turn.changed() => {}
             }
         };
         info!(%address, "serving {purpose}");

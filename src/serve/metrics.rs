@@ -174,6 +174,11 @@ impl Metrics {
         self.families.no_local_endpoints.with_label_values(&labels).set(number(ports));
     }
 
+    /// Whether another copy runs, and this one waits for its end.
+    pub fn standing_by(&self, yes: bool) {
+        self.families.standing_by.set(i64::from(yes));
+    }
+
     /// Claims on an address and port that an older Service holds.
     pub fn conflicts(&self, claims: usize) {
         self.families.conflicts.set(number(claims));

@@ -1,6 +1,7 @@
 use std::ffi::OsString;
 
 use super::*;
+use crate::config::CleanupOf;
 
 const KUBEADM: &str = include_str!("../../../tests/config/kubeadm.yaml");
 const EKS: &str = include_str!("../../../tests/config/eks.yaml");
@@ -322,6 +323,7 @@ fn every_wrong_value_is_refused_with_its_message() {
         ),
         (vec!["--feature-gates=NFTablesProxyMode=false"], "feature is locked to true"),
         (vec!["--cleanup", "--init-only"], "exclude each other"),
+        (vec!["--cleanup-of=kube-proxy"], "give both"),
     ] {
         let error = resolve(&parse(&flags), None, "host").unwrap_err().to_string();
         assert!(error.contains(part), "{flags:?}: {error}");
@@ -435,7 +437,7 @@ fn detectors_use_the_first_range_of_the_family() {
 fn actions_follow_their_flags() {
     for (flag, action) in [
         ("--v=0", Action::Run),
-        ("--cleanup", Action::Cleanup),
+        ("--cleanup", Action::Cleanup(CleanupOf::All)),
         ("--init-only", Action::InitOnly),
         ("--write-config-to=/tmp/x", Action::WriteConfig("/tmp/x".into())),
         ("--dry-run=kernel", Action::DryRun(DryRun::Kernel)),

@@ -82,6 +82,8 @@ fn every_word_lands_in_its_metric() {
         &metrics,
         "kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family=\"IPv4\",traffic_policy=\"external\"} 5",
     );
+    metrics.standing_by(true);
+    check(&metrics, "kubeferry_standing_by 1");
     metrics.conflicts(6);
     check(&metrics, "kubeferry_address_conflicts 6");
     metrics.rows_written(Family::V4, "endpoints", RowOp::Add, 7);

@@ -7,11 +7,12 @@ use super::file::{
 use super::settings::Notice;
 
 /// Flags that count beside a file: actions, and what section 8.1 exempts.
-const BESIDE_A_FILE: [&str; 8] = [
+const BESIDE_A_FILE: [&str; 9] = [
     "config",
     "manifests",
     "dry-run",
     "cleanup",
+    "cleanup-of",
     "init-only",
     "write-config-to",
     "master",

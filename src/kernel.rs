@@ -5,6 +5,7 @@
 pub mod address;
 mod channel;
 pub mod conntrack;
+pub mod legacy;
 pub mod memory;
 pub mod netlink;
 pub mod others;
@@ -17,6 +18,7 @@ use crate::nft::skeleton::Program;
 
 pub use address::Addresses;
 pub use conntrack::{Conntrack, Swept};
+pub use legacy::LegacyTables;
 pub use netlink::NetlinkKernel;
 pub use others::OtherTables;
 

@@ -5,6 +5,7 @@
 pub mod address;
 mod channel;
 pub mod conntrack;
+pub mod legacy;
 pub mod lock;
 pub mod memory;
 pub mod netlink;
@@ -18,6 +19,7 @@ use crate::nft::skeleton::Program;
 
 pub use address::Addresses;
 pub use conntrack::{Conntrack, Swept};
+pub use legacy::LegacyTables;
 pub use netlink::NetlinkKernel;
 pub use others::OtherTables;
 

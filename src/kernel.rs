@@ -12,7 +12,7 @@ pub mod netlink;
 use std::collections::BTreeMap;
 
 use crate::model::Family;
-use crate::nft::schema::{Batch, ObservedTable, Owner};
+use crate::nft::schema::{Batch, ObservedTable, Owner, TABLE};
 use crate::nft::skeleton::Program;
 
 pub use address::Addresses;
@@ -58,6 +58,15 @@ pub enum KernelError {
          CONFIG_NF_TABLES_IPV4 and CONFIG_NF_TABLES_IPV6 ({0})"
     )]
     Unsupported(std::io::Error),
+    /// The kernel lets us not change a table, whatever we may do otherwise.
+    #[error(
+        "the table {} {TABLE} belongs to another program, whose netlink port is {port} (as a rule its process id): \
+         only that one can change it until it ends", crate::nft::render::family_word(*family)
+    )]
+    Owned { family: Family, port: u32 },
+    /// Answers were lost; what was asked is not known, and nothing was changed.
+    #[error("answers of the kernel were lost ({0}); it will be asked again")]
+    Unread(String),
     /// The kernel's answer made no sense.
     #[error("{doing}: the kernel's answer could not be read: {why}")]
     Protocol { doing: &'static str, why: String },

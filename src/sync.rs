@@ -299,11 +299,12 @@ impl<K: Kernel> Sync<K> {
 
     fn give_up(&mut self, failure: &KernelError) -> Pass {
         match failure {
-            KernelError::Unknown(_) | KernelError::Interrupted(_) => {
+            KernelError::Unknown(_) | KernelError::Interrupted(_) | KernelError::Unread(_) => {
                 info!(%failure, "the tables will be read again")
             }
             KernelError::Rejected(_)
             | KernelError::Unsupported(_)
+            | KernelError::Owned { .. }
             | KernelError::Socket { .. }
             | KernelError::Protocol { .. } => {
                 warn!(%failure, "the kernel's tables could not be brought up to date");
@@ -328,9 +329,14 @@ fn outcome_of(result: &Result<(), KernelError>) -> BatchResult {
     match result {
         Ok(()) => BatchResult::Committed,
         Err(KernelError::Rejected(_)) => BatchResult::Rejected,
-        Err(KernelError::Unknown(_) | KernelError::Interrupted(_)) => BatchResult::Uncertain,
+        Err(KernelError::Unknown(_) | KernelError::Interrupted(_) | KernelError::Unread(_)) => {
+            BatchResult::Uncertain
+        }
         Err(
-            KernelError::Unsupported(_) | KernelError::Socket { .. } | KernelError::Protocol { .. },
+            KernelError::Unsupported(_)
+            | KernelError::Owned { .. }
+            | KernelError::Socket { .. }
+            | KernelError::Protocol { .. },
         ) => BatchResult::Failed,
     }
 }

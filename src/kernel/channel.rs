@@ -79,13 +79,14 @@ pub(super) struct Channel {
     socket: Socket,
     buffer: Vec<u8>,
     next_seq: u32,
+    port: u32,
 }
 
 impl Channel {
     /// Opens a socket of that `NETLINK_*` protocol.
     pub(super) fn open(protocol: isize) -> io::Result<Channel> {
         let mut socket = Socket::new(protocol)?;
-        socket.bind_auto()?;
+        let port = socket.bind_auto()?.port_number();
         // Nobody but the kernel can send to a connected socket.
         socket.connect(&SocketAddr::new(0, 0))?;
         socket.set_ext_ack(true)?;
@@ -95,7 +96,12 @@ impl Channel {
         if sockopt::set_socket_recv_buffer_size_force(&socket, RECEIVE_BUFFER).is_err() {
             sockopt::set_socket_recv_buffer_size(&socket, RECEIVE_BUFFER)?;
         }
-        Ok(Channel { socket, buffer: Vec::with_capacity(DATAGRAM), next_seq: 1 })
+        Ok(Channel { socket, buffer: Vec::with_capacity(DATAGRAM), next_seq: 1, port })
+    }
+
+    /// The kernel's name for this socket.
+    pub(super) fn port(&self) -> u32 {
+        self.port
     }
 
     /// The number for the next message.

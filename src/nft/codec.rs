@@ -21,6 +21,6 @@ mod uapi;
 mod userdata;
 pub(crate) mod wire;
 
-pub use batch::{Encoded, Ending, encode};
-pub(crate) use batch::{NFNL_SUBSYS_NFTABLES, Place};
+pub use batch::{Encoded, Ending, Ownership, encode};
+pub(crate) use batch::{NFNL_SUBSYS_NFTABLES, Place, probe_ownership};
 pub use observe::Observation;

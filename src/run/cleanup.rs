@@ -14,9 +14,8 @@ use crate::nft::schema::{Batch, Op};
 pub(super) fn cleanup() -> anyhow::Result<()> {
     let _alone = lock()?;
     let mut kernel = NetlinkKernel::new().context("cannot program nftables")?;
-    let both =
-        Family::ALL.into_iter().flat_map(|family| [Op::AddTable(family), Op::DeleteTable(family)]);
-    kernel.commit(&Batch(both.collect())).context("cannot delete our tables")?;
+    let both = Family::ALL.map(Op::DeleteTable);
+    kernel.commit(&Batch(both.to_vec())).context("cannot delete our tables")?;
     info!("removed the tables ip kube-ferry and ip6 kube-ferry");
     Ok(())
 }

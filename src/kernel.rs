@@ -3,7 +3,7 @@
 //! In come [`Batch`]es, out come acknowledgements and what the kernel holds. It chooses nothing.
 
 pub mod address;
-mod channel;
+pub mod channel;
 pub mod conntrack;
 pub mod lock;
 pub mod memory;
@@ -64,6 +64,9 @@ pub enum KernelError {
          only that one can change it until it ends", crate::nft::render::family_word(*family)
     )]
     Owned { family: Family, port: u32 },
+    /// There was no room for the batch (ENOMEM, ENOBUFS, EMSGSIZE): nothing was carried out. A smaller one may fit.
+    #[error("{doing}: {error}; it will be tried again in smaller batches")]
+    NoRoom { doing: &'static str, error: std::io::Error },
     /// Answers were lost; what was asked is not known, and nothing was changed.
     #[error("answers of the kernel were lost ({0}); it will be asked again")]
     Unread(String),

@@ -259,6 +259,10 @@ impl<K: Kernel> Sync<K> {
                     let refusal = self.engine.refused(rejections);
                     return self.refused(refusal);
                 }
+                Err(failure @ KernelError::NoRoom { .. }) => {
+                    self.engine.postponed();
+                    return self.give_up(&failure);
+                }
                 Err(failure) => {
                     self.engine.lost();
                     return self.give_up(&failure);
@@ -285,6 +289,10 @@ impl<K: Kernel> Sync<K> {
                 );
                 Pass::Again
             }
+            Refusal::Stale(rejection) => {
+                warn!(%rejection, "the kernel does not hold what it should; the tables will be read again");
+                Pass::Again
+            }
             Refusal::Program(rejections) => {
                 let first = rejections.first().map(ToString::to_string).unwrap_or_default();
                 error!(
@@ -305,6 +313,7 @@ impl<K: Kernel> Sync<K> {
             KernelError::Rejected(_)
             | KernelError::Unsupported(_)
             | KernelError::Owned { .. }
+            | KernelError::NoRoom { .. }
             | KernelError::Socket { .. }
             | KernelError::Protocol { .. } => {
                 warn!(%failure, "the kernel's tables could not be brought up to date");
@@ -335,6 +344,7 @@ fn outcome_of(result: &Result<(), KernelError>) -> BatchResult {
         Err(
             KernelError::Unsupported(_)
             | KernelError::Owned { .. }
+            | KernelError::NoRoom { .. }
             | KernelError::Socket { .. }
             | KernelError::Protocol { .. },
         ) => BatchResult::Failed,

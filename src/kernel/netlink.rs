@@ -5,7 +5,7 @@ use std::io;
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
-use super::channel::{Channel, ErrorMessage, Failure};
+use super::channel::{Channel, ErrorMessage, Failure, Link};
 use super::{Kernel, KernelError, Rejection};
 use crate::model::Family;
 use crate::nft::codec::query::{self, TableHead};
@@ -20,7 +20,11 @@ mod ownership;
 const READ_ATTEMPTS: usize = 5;
 
 const EPERM: i32 = 1;
+const ENOMEM: i32 = 12;
+const EBUSY: i32 = 16;
 const ENFILE: i32 = 23;
+const EMSGSIZE: i32 = 90;
+const ENOBUFS: i32 = 105;
 const ENOENT: i32 = 2;
 const EINTR: i32 = 4;
 const EINVAL: i32 = 22;
@@ -55,6 +59,12 @@ impl NetlinkKernel {
             Ok(_) => Ok(kernel),
             Err(error) => Err(explained(error)),
         }
+    }
+
+    /// Puts something between us and the kernel, which makes faults.
+    pub fn through(mut self, link: impl Link + 'static) -> NetlinkKernel {
+        self.channel.set_link(Box::new(link));
+        self
     }
 
     /// The number that every change of any table in the namespace increases. One message there and one back.
@@ -102,13 +112,15 @@ impl NetlinkKernel {
         self.channel.set_next_seq(encoded.next_seq());
         self.channel.send(&encoded.bytes).map_err(|error| match error.raw_os_error() {
             Some(EINTR) => KernelError::Interrupted("a signal".to_owned()),
+            Some(ENOMEM | ENOBUFS | EMSGSIZE) => KernelError::NoRoom { doing: DOING, error },
             _ => KernelError::Socket { doing: DOING, error },
         })?;
         let answers = self.channel.errors().map_err(|failure| match failure {
             Failure::Lost(why) => KernelError::Unknown(why),
-            other @ (Failure::Refused(_) | Failure::Interrupted | Failure::Socket(_)) => {
-                other.into_error(DOING)
-            }
+            other @ (Failure::Refused(_)
+            | Failure::Interrupted
+            | Failure::Aborted
+            | Failure::Socket(_)) => other.into_error(DOING),
         })?;
         judge(batch, &encoded, &answers)
     }
@@ -190,7 +202,7 @@ impl Kernel for NetlinkKernel {
             let before = self.generation()?;
             match self.read_tables(program, &unownable) {
                 // A table, or a set, that went between two questions.
-                Err(KernelError::Interrupted(_)) => continue,
+                Err(KernelError::Interrupted(_) | KernelError::Unread(_)) => continue,
                 Err(error) if is_absence(&error) && self.generation()? != before => continue,
                 Err(error) => return Err(error),
                 Ok(tables) if self.generation()? == before => {
@@ -296,6 +308,7 @@ fn is_absence(error: &KernelError) -> bool {
 /// What the kernel's answers to a batch mean. One error is enough: then nothing was carried out, even if the last
 /// operation as such was acknowledged.
 fn judge(batch: &Batch, encoded: &Encoded, answers: &[ErrorMessage]) -> Result<(), KernelError> {
+    const DOING: &str = "changing nf_tables";
     let ours = |it: &&ErrorMessage| encoded.locate(it.seq, it.offset) != Place::Elsewhere;
     let errors: Vec<&ErrorMessage> =
         answers.iter().filter(ours).filter(|it| it.errno != 0).collect();
@@ -314,7 +327,15 @@ fn judge(batch: &Batch, encoded: &Encoded, answers: &[ErrorMessage]) -> Result<(
                 return Err(KernelError::Interrupted(what.to_owned()));
             }
             // No Service is to blame: every operation on a table that somebody else owns is refused like this.
-            (EPERM, _) => return Err(ownership::not_permitted("changing nf_tables")),
+            (EPERM, _) => return Err(ownership::not_permitted(DOING)),
+            (ENOMEM | ENOBUFS, _) => {
+                let error = io::Error::from_raw_os_error(error.errno);
+                return Err(KernelError::NoRoom { doing: DOING, error });
+            }
+            // Not about an operation, so no Service is to blame.
+            (EBUSY, Place::Batch) => {
+                return Err(KernelError::Interrupted("the kernel is busy".to_owned()));
+            }
             _ => (),
         }
     }

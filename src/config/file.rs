@@ -165,11 +165,19 @@ pub struct Conntrack {
 }
 
 /// Our own settings: the optional block `kubeFerry`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct KubeFerry {
     /// Directory of manifests to take objects from instead of an API server; as `--manifests`. Default: none.
     pub manifests: String,
+    /// Let the kernel refuse changes of our tables by others, if it can; as `--own-tables`. Default: true.
+    pub own_tables: bool,
+}
+
+impl Default for KubeFerry {
+    fn default() -> Self {
+        KubeFerry { manifests: String::new(), own_tables: true }
+    }
 }
 
 impl KubeFerry {
@@ -240,7 +248,7 @@ fn check_kind(value: &Value) -> Result<(), FileError> {
 fn shape() -> Value {
     let every = KubeProxyConfiguration {
         logging: Logging { vmodule: vec![VModule::default()], ..Logging::default() },
-        kube_ferry: KubeFerry { manifests: "-".to_owned() },
+        kube_ferry: KubeFerry { manifests: "-".to_owned(), own_tables: false },
         ..KubeProxyConfiguration::default()
     };
     serde_json::to_value(every).unwrap_or_default()

@@ -10,6 +10,7 @@ use super::settings::Notice;
 const BESIDE_A_FILE: [&str; 9] = [
     "config",
     "manifests",
+    "own-tables",
     "dry-run",
     "cleanup",
     "cleanup-of",

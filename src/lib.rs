@@ -26,6 +26,7 @@
 pub mod config;
 pub mod conntrack;
 pub mod forward;
+pub mod ipvs;
 pub mod kernel;
 pub mod leftovers;
 pub mod logging;

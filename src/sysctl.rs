@@ -98,6 +98,11 @@ pub fn apply(plan: &[Setting], root: &Path) -> Vec<Result<Written, Refused>> {
     plan.iter().filter_map(|setting| apply_one(setting, root).transpose()).collect()
 }
 
+/// Whether a file of the plan is not there: connection tracking is not loaded yet, as on a node that has just started.
+pub fn is_missing(plan: &[Setting], root: &Path) -> bool {
+    plan.iter().any(|setting| !root.join(setting.path).exists())
+}
+
 /// `Ok(None)`: the setting was good already.
 fn apply_one(setting: &Setting, root: &Path) -> Result<Option<Written>, Refused> {
     let path = root.join(setting.path);
@@ -263,6 +268,7 @@ mod tests {
         let written: Vec<_> = results.into_iter().map(Result::unwrap).collect();
         assert_eq!(written, [Written { setting: plan[0].clone(), before: 65_536 }]);
         assert_eq!(read(&root.path().join(MAX)).unwrap(), 400_000);
+        assert!(!is_missing(&plan, root.path()) && is_missing(&plan, Path::new("/does/not/exist")));
         assert!(apply(&plan, root.path()).is_empty(), "a second run finds nothing to do");
     }
 

@@ -17,6 +17,8 @@ mod real_input;
 #[cfg(test)]
 mod render;
 #[cfg(test)]
+mod resilience;
+#[cfg(test)]
 mod scenario;
 #[cfg(test)]
 mod serve;

@@ -160,12 +160,19 @@ fn a_taken_port_is_tried_again_or_an_error() {
     let router = || health_router(world.health.clone(), world.metrics.clone());
     let server =
         Server { purpose: "health", option: "--healthz-bind-address", address, retry: None };
-    let error = world.runtime().block_on(server.run(router(), std::future::pending())).unwrap_err();
+    let error = world
+        .runtime()
+        .block_on(server.run(router(), turn(), std::future::pending(), drop))
+        .unwrap_err();
     assert!(error.to_string().contains("does another kube-proxy or kube-ferry run"), "{error}");
 
     let retry = Some(Duration::from_millis(5));
-    let waiting =
-        world.runtime().spawn(Server { retry, ..server }.run(router(), std::future::pending()));
+    let waiting = world.runtime().spawn(Server { retry, ..server }.run(
+        router(),
+        turn(),
+        std::future::pending(),
+        drop,
+    ));
     drop(taken);
     // A refused connection is the only thing to wait for; the deadline only ends a broken test.
     let deadline = Duration::from_secs(10);
@@ -210,7 +217,8 @@ pub(crate) fn exercise(metrics: &Metrics) {
         metrics.programmed(family, took);
         metrics.no_local_endpoints(family, PolicyKind::Internal, 1);
         metrics.rows_written(family, "frontends", RowOp::Delete, 1);
-        metrics.rows(family, "frontends", 1, Some(2));
+        metrics.set_elements(family, "frontends", 1);
+        metrics.set_size(family, "frontends", 2);
         metrics.drift_repaired(family);
         metrics.conntrack_reconciled(family, 1, took);
     }
@@ -243,6 +251,11 @@ struct World {
     health: SharedHealth,
     metrics: Metrics,
     runtime: Option<Arc<Runtime>>,
+}
+
+/// No other copy has the ports.
+fn turn() -> kube_ferry::serve::http::Turn {
+    tokio::sync::watch::channel(true).1
 }
 
 impl World {
@@ -279,7 +292,7 @@ impl World {
         let address = SocketAddr::from((ip, port));
         let retry = Some(Duration::from_millis(5));
         let server = Server { purpose: "test", option: "none", address, retry };
-        self.runtime().spawn(server.run(router, std::future::pending()));
+        self.runtime().spawn(server.run(router, turn(), std::future::pending(), drop));
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         while TcpStream::connect(address).is_err() {
             std::thread::yield_now();

@@ -146,7 +146,7 @@ pub struct Args {
     #[arg(long, value_name = "DURATION", help_heading = CONNTRACK, allow_hyphen_values = true)]
     pub conntrack_udp_timeout_stream: Option<GoDuration>,
 
-    /// Where /healthz and /livez are served [default: 0.0.0.0:10256]
+    /// Where /healthz, /livez and /readyz are served [default: 0.0.0.0:10256]
     #[arg(long, value_name = "IP:PORT", help_heading = SERVERS)]
     pub healthz_bind_address: Option<String>,
     /// Deprecated: port of --healthz-bind-address if it names none; 0 turns the server off [default: 10256]
@@ -161,7 +161,7 @@ pub struct Args {
     /// Exit when a server cannot listen, instead of trying again every 5 s
     #[arg(long, value_name = "BOOL", help_heading = SERVERS)]
     pub bind_address_hard_fail: Option<bool>,
-    /// Profiling endpoints on the metrics server (not implemented)
+    /// Take another log verbosity at /debug/flags/v of the metrics server (PUT); pprof has no counterpart here
     #[arg(long, value_name = "BOOL", help_heading = SERVERS)]
     pub profiling: Option<bool>,
     /// Show metrics hidden since this version, which must be the previous minor one (there are none)

@@ -8,7 +8,8 @@
 use tracing::{error, info, warn};
 
 use crate::config::CleanupOf;
-use crate::kernel::{KernelError, LegacyTables, OtherTables};
+use crate::kernel::lock::NamespaceLock;
+use crate::kernel::{Ipsets, KernelError, LegacyTables, OtherTables};
 use crate::leftovers::{self, Removal, Table};
 use crate::model::Family;
 use crate::nft::schema::TABLE;
@@ -21,6 +22,7 @@ pub(super) fn cleanup(whose: CleanupOf) -> anyhow::Result<()> {
         CleanupOf::KubeProxy => (false, true),
         CleanupOf::KubeFerry => (true, false),
     };
+    let _alone = if ours { lock()? } else { None };
     if kube_proxys {
         cleanup.kube_proxys();
     }
@@ -44,6 +46,27 @@ impl Cleanup {
         self.iptables();
         self.legacy_iptables();
         self.tables(leftovers::NFTABLES_TABLE);
+        // Rules refer to them, so they come after the chains.
+        self.ipsets();
+    }
+
+    fn ipsets(&mut self) {
+        let names = Family::ALL.into_iter().flat_map(leftovers::ipsets).collect();
+        match Ipsets::new().and_then(|mut it| it.destroy(names)) {
+            Ok(destroyed) => {
+                if !destroyed.destroyed.is_empty() {
+                    let names = destroyed.destroyed.join(" ");
+                    self.removed(&format!("the ipsets {names}"));
+                }
+                for name in destroyed.in_use {
+                    self.kept += 1;
+                    warn!(
+                        "kept the ipset {name}: a rule that is not kube-proxy's uses it; remove that one first"
+                    );
+                }
+            }
+            Err(error) => self.failed("ipsets", &error),
+        }
     }
 
     /// The tables of that name.
@@ -149,5 +172,23 @@ fn word(family: Family) -> &'static str {
     match family {
         Family::V4 => "ip",
         Family::V6 => "ip6",
+    }
+}
+
+/// A running proxy would make the tables anew, and where it owns them the kernel would refuse.
+fn lock() -> anyhow::Result<Option<NamespaceLock>> {
+    match NamespaceLock::attempt() {
+        Ok(Some(lock)) => Ok(Some(lock)),
+        Ok(None) => {
+            let holder = NamespaceLock::holder().ok().flatten();
+            let holder = holder.map(|it| format!(" ({it})")).unwrap_or_default();
+            anyhow::bail!(
+                "kube-ferry still runs in this network namespace{holder}: end it first, or it brings its tables back"
+            )
+        }
+        Err(why) => {
+            warn!("{why}; going on without being sure that no kube-ferry runs");
+            Ok(None)
+        }
     }
 }

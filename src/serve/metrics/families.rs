@@ -41,15 +41,25 @@ pub(super) struct Families {
     pub coalesced: IntCounter,
     pub skipped: IntCounterVec,
     pub conflicts: IntGauge,
+    pub standing_by: IntGauge,
     pub drift_repairs: IntCounterVec,
     pub watch_events: IntCounterVec,
     pub watch_last_event: GaugeVec,
     pub watch_relists: IntCounterVec,
     pub watch_errors: IntCounterVec,
     pub watch_bytes: IntCounterVec,
+    pub events_dropped: IntCounter,
+    pub config_reloads: IntCounterVec,
+    pub config_usable: IntGauge,
+    pub requests: IntCounterVec,
+    pub request_duration: HistogramVec,
 }
 
 const F: [&str; 1] = ["ip_family"];
+
+/// client-go's.
+const REQUEST_SECONDS: [f64; 12] =
+    [0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0];
 
 impl Families {
     pub(super) fn register(gates: &FeatureGates) -> Result<Self, prometheus::Error> {
@@ -85,6 +95,7 @@ impl Families {
             commit_duration: maker.histogram("kubeferry_kernel_commit_duration_seconds", "How long the kernel took for a transaction, in seconds", &commit)?,
             coalesced: maker.counter("kubeferry_events_coalesced_total", "Events that joined others in one sync")?,
             skipped: maker.counters("kubeferry_skipped_objects_total", "Objects, or parts of them, that cannot be used and are left out", &["resource", "reason"])?,
+            standing_by: maker.int_gauge("kubeferry_standing_by", "1 while another copy runs in this network namespace and this one waits for its end")?,
             conflicts: maker.int_gauge("kubeferry_address_conflicts", "Claims on an address and port that an older Service holds")?,
             drift_repairs: maker.counters("kubeferry_drift_repairs_total", "Times that the kernel's tables were not as left and were set right", &F)?,
             watch_events: maker.counters("kubeferry_watch_events_total", "Objects received, by lists and by watches", &["resource"])?,
@@ -92,6 +103,12 @@ impl Families {
             watch_relists: maker.counters("kubeferry_watch_relists_total", "Whole lists fetched", &["resource"])?,
             watch_errors: maker.counters("kubeferry_watch_errors_total", "Lists and watches that failed and were tried again", &["resource", "reason"])?,
             watch_bytes: maker.counters("kubeferry_watch_received_bytes_total", "Bytes of lists and watches received, after decompression", &["resource"])?,
+            events_dropped: maker.counter("kubeferry_events_dropped_total", "Kubernetes Events that were not posted: too many at once, or refused")?,
+            config_reloads: maker.counters("kubeferry_config_reloads_total", "Changes of the configuration file, by whether it was usable", &["result"])?,
+            config_usable: maker.int_gauge("kubeferry_config_last_reload_successful", "Whether the configuration file, as it is now, is usable: 0 means that a restart would fail")?,
+
+            requests: maker.counters("rest_client_requests_total", "[ALPHA] Number of HTTP requests, partitioned by status code, method, and host.", &["code", "host", "method"])?,
+            request_duration: maker.histograms("rest_client_request_duration_seconds", "[ALPHA] Request latency in seconds. Broken down by verb, and host.", &["host", "verb"], &REQUEST_SECONDS)?,
 
             registry: maker.registry,
         })

@@ -5,6 +5,7 @@
 pub mod address;
 pub mod channel;
 pub mod conntrack;
+mod ipset;
 pub mod legacy;
 pub mod lock;
 pub mod memory;
@@ -19,6 +20,7 @@ use crate::nft::skeleton::Program;
 
 pub use address::Addresses;
 pub use conntrack::{Conntrack, Swept};
+pub use ipset::{Destroyed, Ipsets};
 pub use legacy::LegacyTables;
 pub use netlink::NetlinkKernel;
 pub use others::OtherTables;

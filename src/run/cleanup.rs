@@ -9,7 +9,7 @@ use tracing::{error, info, warn};
 
 use crate::config::CleanupOf;
 use crate::kernel::lock::NamespaceLock;
-use crate::kernel::{KernelError, LegacyTables, OtherTables};
+use crate::kernel::{Ipsets, KernelError, LegacyTables, OtherTables};
 use crate::leftovers::{self, Removal, Table};
 use crate::model::Family;
 use crate::nft::schema::TABLE;
@@ -46,6 +46,27 @@ impl Cleanup {
         self.iptables();
         self.legacy_iptables();
         self.tables(leftovers::NFTABLES_TABLE);
+        // Rules refer to them, so they come after the chains.
+        self.ipsets();
+    }
+
+    fn ipsets(&mut self) {
+        let names = Family::ALL.into_iter().flat_map(leftovers::ipsets).collect();
+        match Ipsets::new().and_then(|mut it| it.destroy(names)) {
+            Ok(destroyed) => {
+                if !destroyed.destroyed.is_empty() {
+                    let names = destroyed.destroyed.join(" ");
+                    self.removed(&format!("the ipsets {names}"));
+                }
+                for name in destroyed.in_use {
+                    self.kept += 1;
+                    warn!(
+                        "kept the ipset {name}: a rule that is not kube-proxy's uses it; remove that one first"
+                    );
+                }
+            }
+            Err(error) => self.failed("ipsets", &error),
+        }
     }
 
     /// The tables of that name.

@@ -202,11 +202,11 @@ impl Engine {
         self.recompute();
         self.compiler = Some(Compiler::adopt(self.program.clone(), tables));
         let mut expected = RowCounts::default();
-        for (_, forwarding) in self.forwarder.forwardings() {
-            expected.expect(forwarding);
+        for service in self.forwarder.services() {
+            expected.expect(&self.forwarder.forwarding(&self.cluster, service));
         }
         self.skeleton = Some(expected);
-        self.unwritten = self.forwarder.forwardings().map(|(service, _)| service).collect();
+        self.unwritten = self.forwarder.services().collect();
         // Services that are gone have no forwarding, but what they meant to others has to end.
         self.unwritten.extend(self.results.services());
         self.unwritten.append(&mut self.urgent);
@@ -248,9 +248,9 @@ impl Engine {
             if self.refused.contains_key(&service) {
                 continue;
             }
-            let forwarding = self.forwarder.forwarding(service).cloned().unwrap_or_default();
+            let forwarding = self.forwarder.forwarding(&self.cluster, service);
             compiler.stage(Owner(service.0), &forwarding);
-            self.results.stage(service, self.cluster.name(service), forwarding);
+            self.results.stage(service, self.cluster.name(service), &forwarding);
             self.in_flight.push(service);
         }
         // A refused Service has claimed none of its rows: they are left until it is good again.
@@ -271,7 +271,7 @@ impl Engine {
             return;
         }
         let update = self.forwarder.update(&self.cluster, &touched.services);
-        self.urgent.extend(update.changed.into_iter().map(|(service, _)| service));
+        self.urgent.extend(update.changed);
         self.conflicts.began.extend(update.conflicts_began);
         self.conflicts.ended.extend(update.conflicts_ended);
         // A change that alters nothing is programmed already: its trigger time would wait for ever.

@@ -127,8 +127,9 @@ fn init_only(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Kernel settings; returns how many were refused, but for the hash table's size, which is about speed alone. A kernel that refuses them forwards all the same: that is told, and
-/// for a proxy no reason to die.
+/// Kernel settings; returns how many were refused, but for the hash table's size, which is about speed alone.
+///
+/// A kernel that refuses them forwards all the same: that is told, and for a proxy no reason to die.
 fn set_kernel(config: &Config) -> usize {
     let root = Path::new("/");
     let plan = sysctl::plan(&config.conntrack, sysctl::cpus(root));

@@ -5,6 +5,7 @@
 pub mod address;
 mod channel;
 pub mod conntrack;
+pub mod ipvs;
 pub mod memory;
 pub mod netlink;
 
@@ -16,6 +17,7 @@ use crate::nft::skeleton::Program;
 
 pub use address::Addresses;
 pub use conntrack::{Conntrack, Swept};
+pub use ipvs::NetlinkIpvs;
 pub use netlink::NetlinkKernel;
 
 /// What the sync loop asks of a kernel. Two real implementations: netlink, and memory for tests.

@@ -179,7 +179,9 @@ impl fmt::Display for Refused {
             None => write!(f, "cannot set {path} to {value}: {}", self.source)?,
         }
         let kind = self.source.kind();
-        f.write_str(if kind == io::ErrorKind::NotFound {
+        f.write_str(if kind == io::ErrorKind::NotFound && path.to_string().contains("/vs/") {
+            " (is the module ip_vs loaded? is /proc/sys visible?)"
+        } else if kind == io::ErrorKind::NotFound {
             " (is the module nf_conntrack loaded? is /proc/sys visible?)"
         } else if kind == io::ErrorKind::ReadOnlyFilesystem
             || kind == io::ErrorKind::PermissionDenied

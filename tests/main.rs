@@ -9,6 +9,8 @@ mod deploy;
 #[cfg(test)]
 mod drift;
 #[cfg(test)]
+mod ipvs;
+#[cfg(test)]
 mod properties;
 #[cfg(test)]
 mod real_input;

@@ -7,3 +7,6 @@ pub(crate) mod address;
 pub(crate) mod generic;
 pub(crate) mod link;
 pub(crate) mod server;
+
+#[cfg(test)]
+mod golden;

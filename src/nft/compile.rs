@@ -166,7 +166,7 @@ impl Compiler {
     pub fn batch(&self) -> Batch {
         let mut ops = Vec::new();
         for family in &self.doomed {
-            ops.extend([Op::AddTable(*family), Op::DeleteTable(*family)]);
+            ops.push(Op::DeleteTable(*family));
         }
         for (family, table) in &self.tables {
             let resizes = self.resizes(*family);

@@ -9,7 +9,7 @@ use tracing::{error, info, warn};
 
 use crate::config::CleanupOf;
 use crate::kernel::lock::NamespaceLock;
-use crate::kernel::{KernelError, OtherTables};
+use crate::kernel::{Ipsets, KernelError, LegacyTables, OtherTables};
 use crate::leftovers::{self, Removal, Table};
 use crate::model::Family;
 use crate::nft::schema::TABLE;
@@ -44,7 +44,29 @@ struct Cleanup {
 impl Cleanup {
     fn kube_proxys(&mut self) {
         self.iptables();
+        self.legacy_iptables();
         self.tables(leftovers::NFTABLES_TABLE);
+        // Rules refer to them, so they come after the chains.
+        self.ipsets();
+    }
+
+    fn ipsets(&mut self) {
+        let names = Family::ALL.into_iter().flat_map(leftovers::ipsets).collect();
+        match Ipsets::new().and_then(|mut it| it.destroy(names)) {
+            Ok(destroyed) => {
+                if !destroyed.destroyed.is_empty() {
+                    let names = destroyed.destroyed.join(" ");
+                    self.removed(&format!("the ipsets {names}"));
+                }
+                for name in destroyed.in_use {
+                    self.kept += 1;
+                    warn!(
+                        "kept the ipset {name}: a rule that is not kube-proxy's uses it; remove that one first"
+                    );
+                }
+            }
+            Err(error) => self.failed("ipsets", &error),
+        }
     }
 
     /// The tables of that name.
@@ -68,6 +90,27 @@ impl Cleanup {
                 let what = format!("table {} {}", word(family), table.name());
                 let choose = |found: &_| leftovers::remove(table, found);
                 match tables.remove(family, table.name(), choose) {
+                    Ok(removal) => self.chains(&what, &removal),
+                    Err(error) => self.failed(&what, &error),
+                }
+            }
+        }
+    }
+
+    /// Chains that were written by iptables-legacy, and the jumps to them.
+    fn legacy_iptables(&mut self) {
+        for family in Family::ALL {
+            let names = match LegacyTables::names(family) {
+                Ok(names) => names,
+                Err(error) => {
+                    self.failed("iptables-legacy", &error);
+                    continue;
+                }
+            };
+            for table in Table::ALL.iter().filter(|it| names.iter().any(|name| name == it.name())) {
+                let what = format!("table {} {} of iptables-legacy", word(family), table.name());
+                let choose = |found: &_| leftovers::remove(*table, found);
+                match LegacyTables::new(family).and_then(|it| it.remove(table.name(), choose)) {
                     Ok(removal) => self.chains(&what, &removal),
                     Err(error) => self.failed(&what, &error),
                 }

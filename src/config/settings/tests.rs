@@ -389,6 +389,23 @@ fn our_own_block_and_flag_name_the_manifests() {
 }
 
 #[test]
+fn tables_are_owned_unless_flag_or_file_say_otherwise() {
+    let file = |own: &str| {
+        format!(
+            "{HEAD}, mode: nftables, clusterCIDR: 10.0.0.0/8, kubeFerry: {{ownTables: {own}}}}}"
+        )
+    };
+    let check = |flags: &[&str], file: Option<&str>, expected: bool| {
+        assert_eq!(resolved(flags, file).own_tables, expected, "{flags:?} {file:?}");
+    };
+    check(&["--manifests=/a"], None, true);
+    check(&["--manifests=/a", "--own-tables=false"], None, false);
+    check(&["--config=f"], Some(&file("false")), false);
+    check(&["--config=f", "--own-tables"], Some(&file("false")), true);
+    check(&["--config=f", "--own-tables=false"], Some(&file("true")), false);
+}
+
+#[test]
 fn files_that_cannot_be_used_name_themselves() {
     let error = resolve(&parse(&["--config=/etc/x.yaml"]), Some("kind: Pod"), "host").unwrap_err();
     assert!(

@@ -11,8 +11,6 @@ mod deploy;
 #[cfg(test)]
 mod drift;
 #[cfg(test)]
-mod ipvs;
-#[cfg(test)]
 mod operate;
 #[cfg(test)]
 mod properties;

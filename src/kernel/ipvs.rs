@@ -172,7 +172,9 @@ impl Ipvs for NetlinkIpvs {
 fn failed(doing: &'static str, failure: Failure) -> IpvsError {
     let why = match failure {
         Failure::Refused(error) | Failure::Socket(error) => error.to_string(),
-        Failure::Interrupted => "something else was changed at the same moment".to_owned(),
+        Failure::Interrupted | Failure::Aborted => {
+            "something else was changed at the same moment".to_owned()
+        }
         Failure::Lost(why) => why,
     };
     IpvsError::Failed { doing, why }

@@ -256,6 +256,7 @@ impl Ipvs for MemoryIpvs {
             Some(Failure::Socket(errno)) => {
                 Err(failed(&std::io::Error::from_raw_os_error(errno).to_string()))
             }
+            Some(Failure::NoRoom) => Err(failed("there is no memory, or no room in the socket")),
             Some(Failure::UnknownApplied) => {
                 self.carry_out(batch);
                 Err(failed("told to lose the acknowledgement"))

@@ -5,6 +5,7 @@
 
 use std::time::{Duration, Instant};
 
+use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 
 use crate::kernel::{Kernel, KernelError};
@@ -19,6 +20,7 @@ mod report;
 pub mod results;
 
 use engine::{Engine, Refusal};
+use facts::Live;
 use pace::Pace;
 use report::Reporter;
 pub use report::{HealthChecks, Ports};
@@ -50,6 +52,8 @@ pub struct Sync<K> {
     node_deadline: Option<Instant>,
     /// Asks whether the kernel is ours to program; until it is, changes are taken and nothing else. `None`: it is.
     turn: Option<Box<dyn FnMut() -> bool>>,
+    /// Settings that may change meanwhile.
+    live: Option<watch::Receiver<Live>>,
 }
 
 /// How a pass ended.
@@ -84,12 +88,19 @@ impl<K: Kernel> Sync<K> {
             look_at: None,
             node_deadline: None,
             turn: None,
+            live: None,
         }
     }
 
     /// Neither reads nor writes the kernel's tables until `turn` has said so once.
     pub fn wait_for_turn(mut self, turn: impl FnMut() -> bool + 'static) -> Self {
         self.turn = Some(Box::new(turn));
+        self
+    }
+
+    /// Follows settings while it runs: they count from the next look at the kernel on, half a second at most.
+    pub fn follow(mut self, live: watch::Receiver<Live>) -> Self {
+        self.live = Some(live);
         self
     }
 
@@ -103,8 +114,10 @@ impl<K: Kernel> Sync<K> {
     /// Runs until all watchers have ended. The rules stay in the kernel.
     pub fn run(mut self) {
         let families = self.engine.program().families.clone();
-        self.has_turn();
         self.reporter.started(&families);
+        if self.has_turn() {
+            self.reporter.waiting(&self.engine, false);
+        }
         let mut changes = Vec::new();
         loop {
             let wait = self.wait();
@@ -113,6 +126,7 @@ impl<K: Kernel> Sync<K> {
                 Received::Timeout => (),
                 Received::Changes(_) => self.take(&mut changes),
             }
+            self.take_settings();
             if !self.has_turn() {
                 continue;
             }
@@ -134,6 +148,16 @@ impl<K: Kernel> Sync<K> {
             self.turn = None;
         }
         come
+    }
+
+    fn take_settings(&mut self) {
+        let Some(live) = self.live.as_mut().filter(|it| it.has_changed().unwrap_or(false)) else {
+            return;
+        };
+        let Live { settings, min_sync_period, sync_period } = live.borrow_and_update().clone();
+        self.engine.set_settings(settings);
+        self.pace.set_periods(min_sync_period, sync_period);
+        self.retry_refused = sync_period;
     }
 
     /// How long to wait for changes before doing something anyway; `None`: nothing else is to be done.
@@ -160,6 +184,7 @@ impl<K: Kernel> Sync<K> {
                 "the own Node object has no addresses or does not exist (--hostname-override?); going on without"
             );
         }
+        self.reporter.waiting(&self.engine, self.node_deadline.is_some());
         self.engine.has_work() && self.node_deadline.is_none()
     }
 
@@ -225,6 +250,7 @@ impl<K: Kernel> Sync<K> {
                 }
                 // A long first sync must not hold up changes: they are taken in between and written first.
                 Pass::Again => {
+                    self.reporter.waiting(&self.engine, false);
                     let mut changes = Vec::new();
                     match self.changes.receive(&mut changes, MOST_CHANGES, Some(Duration::ZERO)) {
                         Received::Closed => return,
@@ -295,6 +321,7 @@ impl<K: Kernel> Sync<K> {
             }
             Refusal::Program(rejections) => {
                 let first = rejections.first().map(ToString::to_string).unwrap_or_default();
+                self.reporter.start_failed(format!("the kernel refuses the program: {first}"));
                 error!(
                     refused = rejections.len(),
                     first,
@@ -306,6 +333,7 @@ impl<K: Kernel> Sync<K> {
     }
 
     fn give_up(&mut self, failure: &KernelError) -> Pass {
+        self.reporter.start_failed(failure.to_string());
         match failure {
             KernelError::Unknown(_) | KernelError::Interrupted(_) | KernelError::Unread(_) => {
                 info!(%failure, "the tables will be read again")

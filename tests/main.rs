@@ -1,6 +1,8 @@
 //! The one integration test binary. The modules carry `cfg(test)` so that clippy knows them as tests.
 
 #[cfg(test)]
+mod cleanup;
+#[cfg(test)]
 mod codec;
 #[cfg(test)]
 mod command_line;
@@ -8,6 +10,8 @@ mod command_line;
 mod deploy;
 #[cfg(test)]
 mod drift;
+#[cfg(test)]
+mod operate;
 #[cfg(test)]
 mod properties;
 #[cfg(test)]

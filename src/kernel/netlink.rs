@@ -280,7 +280,7 @@ impl NetlinkKernel {
 }
 
 /// What an error of the very first question means.
-fn explained(error: KernelError) -> KernelError {
+pub(super) fn explained(error: KernelError) -> KernelError {
     if let KernelError::Socket { error, .. } = &error
         && error.raw_os_error() == Some(EINVAL)
     {

@@ -101,6 +101,11 @@ impl Cluster {
         self.ledger.is_complete()
     }
 
+    /// What is missing for [`Cluster::is_complete`].
+    pub fn unlisted(&self) -> impl Iterator<Item = Resource> {
+        self.ledger.missing()
+    }
+
     /// All Services, in the order of their ids.
     pub fn ids(&self) -> impl Iterator<Item = ServiceId> {
         self.services().map(|(id, _)| id)

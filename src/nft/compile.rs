@@ -214,6 +214,12 @@ impl Compiler {
         self.groups.values_mut().for_each(Groups::rollback);
     }
 
+    /// How many elements each set has room for; sets without a limit are left out.
+    pub fn set_sizes(&self) -> impl Iterator<Item = (Family, SetName, u32)> + '_ {
+        let tables = self.tables.iter();
+        tables.flat_map(|(family, table)| table.sizes().map(|(set, size)| (*family, set, size)))
+    }
+
     /// Rows that the kernel is believed to have.
     pub fn row_counts(&self) -> &RowCounts {
         &self.counts

@@ -70,6 +70,11 @@ impl Health {
         self.standing_by = yes;
     }
 
+    /// Another sync period from now on.
+    pub fn set_sync_period(&mut self, sync_period: Duration) {
+        self.timeout = sync_period * 2;
+    }
+
     pub fn report(&self, now: Now) -> Report {
         let judge = |(family, health): (&Family, &FamilyHealth)| {
             // A family whose loop did not start yet is not judged.
@@ -114,6 +119,11 @@ impl Report {
     /// Whether the proxy works, whatever happens to the node.
     pub fn livez(&self) -> Answer {
         self.answer(self.healthy, None)
+    }
+
+    /// The families, by their label, for which changes wait too long.
+    pub fn stalled(&self) -> impl Iterator<Item = &'static str> {
+        self.families.iter().filter(|(_, it)| !it.healthy).map(|(family, _)| family_key(*family))
     }
 
     fn answer(&self, good: bool, node_eligible: Option<bool>) -> Answer {
@@ -162,7 +172,7 @@ struct FamilyReport {
 
 /// Written as Go writes times: RFC 3339, as many decimals as needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Time(Timestamp);
+pub(super) struct Time(pub(super) Timestamp);
 
 impl Time {
     /// Stands for Go's zero time.

@@ -14,7 +14,7 @@ use crate::forward::{Conflict, Forwarder};
 use crate::kernel::Rejection;
 use crate::model::{Change, Cluster, Family, ServiceId, Touched};
 use crate::nft::compile::{Compiler, Limit, RowCounts};
-use crate::nft::schema::{Batch, ObservedTable, Owner};
+use crate::nft::schema::{Batch, ObservedTable, Owner, SetName};
 use crate::nft::skeleton::{NodePortAddresses, Program};
 use crate::serve::HealthCheck;
 
@@ -144,6 +144,18 @@ impl Engine {
             self.set_program();
         }
         self.touched.merge(touched);
+    }
+
+    /// Other settings from now on. Other rules are written by comparing everything, in one transaction.
+    ///
+    /// Which Services the node itself is an exception for (`node_ip`) and the families do not change with them: those
+    /// take a new process.
+    pub fn set_settings(&mut self, settings: Settings) {
+        if self.settings != settings {
+            self.settings = settings;
+            self.facts_changed = true;
+            self.set_program();
+        }
     }
 
     /// The own Node's pod CIDRs or addresses may call for other rules; those are written by comparing everything.
@@ -396,6 +408,11 @@ impl Engine {
     /// What could not be programmed for its size, since the last call.
     pub fn take_limits(&mut self) -> Vec<Limit> {
         self.compiler.as_mut().map(Compiler::take_limits).unwrap_or_default()
+    }
+
+    /// How many elements each set has room for; sets without a limit are left out.
+    pub fn set_sizes(&self) -> impl Iterator<Item = (Family, SetName, u32)> + '_ {
+        self.compiler.iter().flat_map(Compiler::set_sizes)
     }
 
     /// Rows that the kernel is believed to have.

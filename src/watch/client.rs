@@ -12,6 +12,7 @@ use http_body_util::{BodyExt, Limited};
 use kube::client::Body;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde::Deserialize;
+use tokio::time::Instant;
 
 use super::connect::connect;
 use super::trouble::{ApiError, Trouble};
@@ -116,6 +117,23 @@ pub struct ApiClient {
     server: Server,
     pace: ConnectionPace,
     session: Mutex<Session>,
+    /// Is told of every request when its answer begins, or when it failed.
+    observer: Option<RequestObserver>,
+}
+
+/// Is told of requests to the API server.
+pub type RequestObserver = Box<dyn Fn(&RequestSeen<'_>) + Send + Sync>;
+
+/// A request whose answer has begun, or that has failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RequestSeen<'a> {
+    pub method: &'a str,
+    /// Host and port of the API server.
+    pub host: &'a str,
+    /// The HTTP status; `None`: there was no answer.
+    pub code: Option<u16>,
+    /// From sending it to the head of the response.
+    pub took: Duration,
 }
 
 #[derive(Clone)]
@@ -135,7 +153,14 @@ impl ApiClient {
     /// [`ClientError`] tells the file and what to do.
     pub async fn new(server: Server, pace: ConnectionPace) -> Result<ApiClient, ClientError> {
         let session = Session::begin(&server, pace).await?;
-        Ok(ApiClient { server, pace, session: Mutex::new(session) })
+        Ok(ApiClient { server, pace, session: Mutex::new(session), observer: None })
+    }
+
+    /// Tells of every request from now on.
+    #[must_use]
+    pub fn observed_by(mut self, observer: RequestObserver) -> ApiClient {
+        self.observer = Some(observer);
+        self
     }
 
     /// The address requests go to.
@@ -164,9 +189,18 @@ impl ApiClient {
         let agent = HeaderValue::from_static(concat!("kube-ferry/", env!("CARGO_PKG_VERSION")));
         request.headers_mut().insert(USER_AGENT, agent);
         request.headers_mut().insert(ACCEPT, HeaderValue::from_static("application/json"));
+        let method = request.method().clone();
+        let began = Instant::now();
         let sending = session.client.send(request.map(Body::from));
         let limit = self.pace.response_timeout;
-        let result = match tokio::time::timeout(limit, sending).await {
+        let answer = tokio::time::timeout(limit, sending).await;
+        if let Some(observe) = &self.observer {
+            let host = session.address.split_once("://").map_or(&*session.address, |(_, it)| it);
+            let code = answer.as_ref().ok().and_then(|it| it.as_ref().ok());
+            let code = code.map(|response| response.status().as_u16());
+            observe(&RequestSeen { method: method.as_str(), host, code, took: began.elapsed() });
+        }
+        let result = match answer {
             Ok(Ok(response)) if response.status().as_u16() < 400 => Ok(response),
             Ok(Ok(response)) => Err(self.refusal(&doing, response).await),
             Ok(Err(error)) => Err(ApiError::transport(&doing, &error)),

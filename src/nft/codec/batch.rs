@@ -8,10 +8,10 @@ use crate::nft::schema::{Batch, Chain, Key, Op, Rule, SetName, TABLE, Value};
 use crate::nft::skeleton;
 
 pub(crate) const NFNL_SUBSYS_NFTABLES: u16 = 10;
-const NFNL_MSG_BATCH_BEGIN: u16 = 16;
-const NFNL_MSG_BATCH_END: u16 = 17;
+pub(crate) const NFNL_MSG_BATCH_BEGIN: u16 = 16;
+pub(crate) const NFNL_MSG_BATCH_END: u16 = 17;
 /// `NFNL_BATCH_GENID`
-const BATCH_GENID: u16 = 1;
+pub(crate) const BATCH_GENID: u16 = 1;
 
 /// What the kernel does with a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

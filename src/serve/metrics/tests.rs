@@ -91,7 +91,8 @@ fn every_word_lands_in_its_metric() {
         &metrics,
         "kubeferry_elements_total{ip_family=\"IPv4\",operation=\"add\",set=\"endpoints\"} 7",
     );
-    metrics.rows(Family::V4, "endpoints", 70, Some(1024));
+    metrics.set_elements(Family::V4, "endpoints", 70);
+    metrics.set_size(Family::V4, "endpoints", 1024);
     check(&metrics, "kubeferry_set_elements{ip_family=\"IPv4\",set=\"endpoints\"} 70");
     check(&metrics, "kubeferry_set_size{ip_family=\"IPv4\",set=\"endpoints\"} 1024");
     metrics.batch(BatchResult::Committed, 12, took);

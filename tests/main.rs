@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod chaos;
 #[cfg(test)]
+mod cleanup;
+#[cfg(test)]
 mod codec;
 #[cfg(test)]
 mod command_line;
@@ -11,11 +13,15 @@ mod deploy;
 #[cfg(test)]
 mod drift;
 #[cfg(test)]
+mod operate;
+#[cfg(test)]
 mod properties;
 #[cfg(test)]
 mod real_input;
 #[cfg(test)]
 mod render;
+#[cfg(test)]
+mod resilience;
 #[cfg(test)]
 mod scenario;
 #[cfg(test)]

@@ -271,7 +271,7 @@ impl Stage<'_> {
     pub(super) fn must_be_well(&mut self) {
         let failures = self.traffic.failures();
         assert!(failures.is_empty(), "{}\n{}", self.told(), failures.join("\n"));
-        let ended = if self.ended.is_none() { self.proxy.ended() } else { None };
+        let ended = if self.ended.is_none() { self.proxy.exit_status() } else { None };
         assert_eq!(ended, None, "the proxy ended by itself\n{}", self.told());
     }
 

@@ -99,8 +99,18 @@ impl<'w> Proxy<'w> {
     }
 
     /// The exit status, if the process has ended by itself.
-    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+    pub(crate) fn exit_status(&mut self) -> Option<ExitStatus> {
         self.child.as_mut().and_then(|child| child.try_wait().unwrap())
+    }
+
+    /// Waits until the process ends by itself.
+    pub(crate) fn ended(&mut self) -> ExitStatus {
+        let mut child = self.child.take().expect("the proxy runs");
+        let ended = poll(LONG, || child.try_wait().unwrap().ok_or("still running".to_owned()));
+        ended.unwrap_or_else(|why| {
+            let _ = child.kill();
+            panic!("{why}\n{}", self.log())
+        })
     }
 
     /// What the proxy wrote to its standard output and error so far.

@@ -137,7 +137,10 @@ impl OtherTables {
             .map_err(|error| KernelError::Socket { doing: DOING, error })?;
         let answers = self.channel.errors().map_err(|failure| match failure {
             Failure::Lost(why) => KernelError::Unknown(why),
-            other => other.into_error(DOING),
+            other @ (Failure::Refused(_)
+            | Failure::Interrupted
+            | Failure::Aborted
+            | Failure::Socket(_)) => other.into_error(DOING),
         })?;
         judge(&sent, &answers)
     }

@@ -48,6 +48,7 @@ fn prometheus_scrapes_and_the_alerts_load() {
             data["result"].as_array().is_some_and(|it| !it.is_empty())
         });
     }
+    crate::serve::check_page(&host.get(10249, "/metrics").unwrap().body);
     let rules = wait(&host, "/api/v1/rules?type=alert", |data| {
         let rules = data["groups"][0]["rules"].as_array().cloned().unwrap_or_default();
         !rules.is_empty() && rules.iter().all(|rule| rule["health"] == "ok")

@@ -3,20 +3,29 @@
 //! In come [`Batch`]es, out come acknowledgements and what the kernel holds. It chooses nothing.
 
 pub mod address;
-mod channel;
+pub mod channel;
 pub mod conntrack;
+mod ipset;
+pub mod ipvs;
+pub mod legacy;
+pub mod lock;
 pub mod memory;
 pub mod netlink;
+pub mod others;
 
 use std::collections::BTreeMap;
 
 use crate::model::Family;
-use crate::nft::schema::{Batch, ObservedTable, Owner};
+use crate::nft::schema::{Batch, ObservedTable, Owner, TABLE};
 use crate::nft::skeleton::Program;
 
 pub use address::Addresses;
 pub use conntrack::{Conntrack, Swept};
+pub use ipset::{Destroyed, Ipsets};
+pub use ipvs::NetlinkIpvs;
+pub use legacy::LegacyTables;
 pub use netlink::NetlinkKernel;
+pub use others::OtherTables;
 
 /// What the sync loop asks of a kernel. Two real implementations: netlink, and memory for tests.
 pub trait Kernel {
@@ -35,6 +44,70 @@ pub trait Kernel {
 
     /// Lets the kernel check the batch and throws it away.
     fn validate(&mut self, batch: &Batch) -> Result<(), KernelError>;
+}
+
+/// What the sync loop asks of IPVS. Two real implementations: netlink, and memory for tests.
+pub trait Ipvs {
+    /// Makes the host ready (reference 6.1): modules, schedulers, sysctls, timeouts, the interface.
+    fn prepare(&mut self, settings: &IpvsSettings) -> Result<(), IpvsError>;
+
+    /// Reads the interface and the virtual servers on its addresses. An absent interface, or a kernel without IPVS, is an
+    /// empty answer.
+    fn observe(&mut self) -> Result<crate::ipvs::schema::Observed, IpvsError>;
+
+    /// Carries out one operation after the other; the answer names those that were refused, all others are done.
+    fn commit(&mut self, batch: &crate::ipvs::schema::Batch) -> Result<Vec<Refused>, IpvsError>;
+
+    /// The connections of these virtual servers' destinations. A virtual server that is gone has none.
+    fn connections(
+        &mut self,
+        servers: &[crate::ipvs::schema::ServerKey],
+    ) -> Result<Vec<ObservedConnections>, IpvsError>;
+
+    /// Deletes the interface with all its addresses, if it is ours and empty.
+    fn remove_interface(&mut self) -> Result<(), IpvsError>;
+}
+
+/// The answer to [`Ipvs::connections`] for one destination.
+pub type ObservedConnections = (
+    crate::ipvs::schema::ServerKey,
+    crate::ipvs::schema::Destination,
+    crate::ipvs::schema::Connections,
+);
+
+/// An operation that IPVS or the interface refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// Position in the batch.
+    pub op: usize,
+    /// Positive errno.
+    pub errno: i32,
+}
+
+/// What the user decides about the host in IPVS mode.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct IpvsSettings {
+    /// `--ipvs-scheduler`: must exist, or the start fails.
+    pub scheduler: crate::ipvs::schema::Scheduler,
+    /// `--ipvs-strict-arp`
+    pub strict_arp: bool,
+    /// `--ipvs-exclude-cidrs`
+    pub exclude_cidrs: Vec<ipnet::IpNet>,
+    /// Seconds; 0 keeps what the kernel has.
+    pub tcp_timeout: u32,
+    pub tcpfin_timeout: u32,
+    pub udp_timeout: u32,
+}
+
+/// Why IPVS did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum IpvsError {
+    /// Nothing can be programmed; the text says what to do.
+    #[error("{0}")]
+    Unsupported(String),
+    /// Not known what was carried out: look again.
+    #[error("{doing}: {why}")]
+    Failed { doing: &'static str, why: String },
 }
 
 /// Why the kernel did not do what was asked. A message tells its cause itself, so there are no sources behind it.
@@ -57,6 +130,18 @@ pub enum KernelError {
          CONFIG_NF_TABLES_IPV4 and CONFIG_NF_TABLES_IPV6 ({0})"
     )]
     Unsupported(std::io::Error),
+    /// The kernel lets us not change a table, whatever we may do otherwise.
+    #[error(
+        "the table {} {TABLE} belongs to another program, whose netlink port is {port} (as a rule its process id): \
+         only that one can change it until it ends", crate::nft::render::family_word(*family)
+    )]
+    Owned { family: Family, port: u32 },
+    /// There was no room for the batch (ENOMEM, ENOBUFS, EMSGSIZE): nothing was carried out. A smaller one may fit.
+    #[error("{doing}: {error}; it will be tried again in smaller batches")]
+    NoRoom { doing: &'static str, error: std::io::Error },
+    /// Answers were lost; what was asked is not known, and nothing was changed.
+    #[error("answers of the kernel were lost ({0}); it will be asked again")]
+    Unread(String),
     /// The kernel's answer made no sense.
     #[error("{doing}: the kernel's answer could not be read: {why}")]
     Protocol { doing: &'static str, why: String },

@@ -26,7 +26,9 @@
 pub mod config;
 pub mod conntrack;
 pub mod forward;
+pub mod ipvs;
 pub mod kernel;
+pub mod leftovers;
 pub mod logging;
 pub mod model;
 pub mod nft;

@@ -1,0 +1,163 @@
+//! The vocabulary: virtual servers, destinations, and what can be done to them. Names are those of ipvsadm(8) and of
+//! `linux/ip_vs.h`; a *destination* is what ipvsadm calls a real server.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+use std::num::NonZeroU16;
+
+use crate::model::{Family, Protocol};
+use crate::nft::schema::Owner;
+
+/// The dummy interface that holds the addresses of virtual servers (reference 6.3).
+pub const INTERFACE: &str = "kube-ipvs0";
+
+/// What identifies a virtual server. Those with a firewall mark are not ours and have no place here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServerKey {
+    pub protocol: Protocol,
+    pub address: IpAddr,
+    pub port: NonZeroU16,
+}
+
+impl ServerKey {
+    pub fn family(&self) -> Family {
+        Family::of(self.address)
+    }
+}
+
+/// As ipvsadm writes it: `-t 10.96.0.10:80`, `-u [fd00::a]:53`, `--sctp-service ...`.
+impl fmt::Display for ServerKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let option = match self.protocol {
+            Protocol::Tcp => "-t",
+            Protocol::Udp => "-u",
+            Protocol::Sctp => "--sctp-service",
+        };
+        write!(f, "{option} {}", std::net::SocketAddr::new(self.address, self.port.get()))
+    }
+}
+
+/// Name of a scheduler, e.g. `wlc`: 1 to 15 bytes of `a-z`, `0-9`, `_`, `-` (IP_VS_SCHEDNAME_MAXLEN counts the zero).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Scheduler([u8; Scheduler::LONGEST]);
+
+impl Scheduler {
+    pub const LONGEST: usize = 15;
+
+    /// `None` if the name cannot be one. Whether the kernel has it is another question.
+    pub fn new(name: &str) -> Option<Scheduler> {
+        let usable = |it: u8| it.is_ascii_lowercase() || it.is_ascii_digit() || b"_-".contains(&it);
+        if name.is_empty() || name.len() > Self::LONGEST || !name.bytes().all(usable) {
+            return None;
+        }
+        let mut bytes = [0; Self::LONGEST];
+        bytes.iter_mut().zip(name.bytes()).for_each(|(to, from)| *to = from);
+        Some(Scheduler(bytes))
+    }
+
+    pub fn name(&self) -> &str {
+        let end = self.0.iter().position(|it| *it == 0).unwrap_or(Self::LONGEST);
+        self.0.get(..end).and_then(|it| std::str::from_utf8(it).ok()).unwrap_or_default()
+    }
+}
+
+impl Default for Scheduler {
+    /// `rr`, as kube-proxy has it.
+    fn default() -> Scheduler {
+        Scheduler::new("rr").unwrap_or(Scheduler([0; Self::LONGEST]))
+    }
+}
+
+impl fmt::Debug for Scheduler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A virtual server but for what identifies it. Netmask /32 or /128, without exception.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VirtualServer {
+    pub scheduler: Scheduler,
+    /// Session affinity: seconds. Sets IP_VS_SVC_F_PERSISTENT.
+    pub persistence: Option<u32>,
+    /// IP_VS_SVC_F_SCHED1..3 (0x08, 0x10, 0x20), e.g. `mh-port`; everything else of the kernel's flags is not ours.
+    pub scheduler_flags: u32,
+}
+
+/// Where a virtual server sends connections. Forwarding is always masquerading (IP_VS_CONN_F_MASQ, what nft calls DNAT).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Destination {
+    pub address: IpAddr,
+    pub port: NonZeroU16,
+}
+
+impl fmt::Display for Destination {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", std::net::SocketAddr::new(self.address, self.port.get()))
+    }
+}
+
+/// One thing to do. IPVS has no transactions: each is carried out or refused on its own, in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// On [`INTERFACE`], /32 or /128. An address that is there already is no error.
+    BindAddress(IpAddr),
+    /// An address that is not there is no error.
+    UnbindAddress(IpAddr),
+    AddServer(ServerKey, VirtualServer),
+    /// Keeps its connections.
+    SetServer(ServerKey, VirtualServer),
+    /// Its destinations go with it. One that is not there is no error.
+    DeleteServer(ServerKey),
+    /// Weight 0: no new connections.
+    AddDestination(ServerKey, Destination, u32),
+    /// A new weight; keeps its connections.
+    SetDestination(ServerKey, Destination, u32),
+    /// One that is not there is no error.
+    DeleteDestination(ServerKey, Destination),
+}
+
+/// In order. What is refused does not keep the kernel port from trying what follows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Batch(pub Vec<(Option<Owner>, Op)>);
+
+/// What the kernel has, on [`INTERFACE`] and in IPVS.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// `None`: there is no such interface, then there is nothing else either.
+    pub interface: Option<ObservedInterface>,
+    /// Virtual servers at addresses of the interface, but for those inside `excludeCIDRs`. All others are somebody
+    /// else's and not even reported.
+    pub servers: BTreeMap<ServerKey, ObservedServer>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ObservedInterface {
+    /// It has our alias (IFLA_IFALIAS); otherwise kube-proxy, or somebody else, made it.
+    pub ours: bool,
+    pub addresses: BTreeSet<IpAddr>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObservedServer {
+    pub server: VirtualServer,
+    pub destinations: BTreeMap<Destination, ObservedDestination>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ObservedDestination {
+    pub weight: u32,
+    /// The forwarding method is masquerading. Others cannot be altered in place.
+    pub masquerades: bool,
+    pub connections: Connections,
+}
+
+/// How many connections a destination has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Connections {
+    pub active: u32,
+    pub inactive: u32,
+    /// Persistence templates.
+    pub persistent: u32,
+}

@@ -284,6 +284,10 @@ impl<K: Kernel> Sync<K> {
                     let refusal = self.engine.refused(rejections);
                     return self.refused(refusal);
                 }
+                Err(failure @ KernelError::NoRoom { .. }) => {
+                    self.engine.postponed();
+                    return self.give_up(&failure);
+                }
                 Err(failure) => {
                     self.engine.lost();
                     return self.give_up(&failure);
@@ -310,6 +314,10 @@ impl<K: Kernel> Sync<K> {
                 );
                 Pass::Again
             }
+            Refusal::Stale(rejection) => {
+                warn!(%rejection, "the kernel does not hold what it should; the tables will be read again");
+                Pass::Again
+            }
             Refusal::Program(rejections) => {
                 let first = rejections.first().map(ToString::to_string).unwrap_or_default();
                 self.reporter.start_failed(format!("the kernel refuses the program: {first}"));
@@ -326,11 +334,13 @@ impl<K: Kernel> Sync<K> {
     fn give_up(&mut self, failure: &KernelError) -> Pass {
         self.reporter.start_failed(failure.to_string());
         match failure {
-            KernelError::Unknown(_) | KernelError::Interrupted(_) => {
+            KernelError::Unknown(_) | KernelError::Interrupted(_) | KernelError::Unread(_) => {
                 info!(%failure, "the tables will be read again")
             }
             KernelError::Rejected(_)
             | KernelError::Unsupported(_)
+            | KernelError::Owned { .. }
+            | KernelError::NoRoom { .. }
             | KernelError::Socket { .. }
             | KernelError::Protocol { .. } => {
                 warn!(%failure, "the kernel's tables could not be brought up to date");
@@ -355,9 +365,15 @@ fn outcome_of(result: &Result<(), KernelError>) -> BatchResult {
     match result {
         Ok(()) => BatchResult::Committed,
         Err(KernelError::Rejected(_)) => BatchResult::Rejected,
-        Err(KernelError::Unknown(_) | KernelError::Interrupted(_)) => BatchResult::Uncertain,
+        Err(KernelError::Unknown(_) | KernelError::Interrupted(_) | KernelError::Unread(_)) => {
+            BatchResult::Uncertain
+        }
         Err(
-            KernelError::Unsupported(_) | KernelError::Socket { .. } | KernelError::Protocol { .. },
+            KernelError::Unsupported(_)
+            | KernelError::Owned { .. }
+            | KernelError::NoRoom { .. }
+            | KernelError::Socket { .. }
+            | KernelError::Protocol { .. },
         ) => BatchResult::Failed,
     }
 }

@@ -184,7 +184,9 @@ impl fmt::Display for Refused {
             None => write!(f, "cannot set {path} to {value}: {}", self.source)?,
         }
         let kind = self.source.kind();
-        f.write_str(if kind == io::ErrorKind::NotFound {
+        f.write_str(if self.path.ends_with("oom_score_adj") {
+            " (below the value it was started with it takes CAP_SYS_RESOURCE; set oomScoreAdj to -997 or more in a Pod)"
+        } else if kind == io::ErrorKind::NotFound {
             " (is the module nf_conntrack loaded? is /proc/sys visible?)"
         } else if kind == io::ErrorKind::ReadOnlyFilesystem
             || kind == io::ErrorKind::PermissionDenied
@@ -304,6 +306,13 @@ mod tests {
         let shown = refused.to_string();
         assert!(shown.contains("cannot write 2") && shown.contains("it stays 1"), "{shown}");
         assert!(shown.contains("--init-only"), "{shown}");
+    }
+
+    #[test]
+    fn an_oom_score_that_is_refused_is_not_about_sysctls() {
+        let root = tempfile::tempdir().unwrap();
+        let shown = set_oom_score_adj(-999, root.path()).unwrap_err().to_string();
+        assert!(shown.contains("oomScoreAdj") && !shown.contains("init-only"), "{shown}");
     }
 
     #[test]

@@ -20,6 +20,7 @@ mod decode;
 mod directory;
 mod events;
 mod manifests;
+mod proxy;
 mod reflect;
 mod resource;
 mod stats;

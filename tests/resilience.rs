@@ -2,5 +2,6 @@
 
 mod dump;
 mod node;
+mod ownership;
 mod traffic;
 mod two_copies;

@@ -40,6 +40,9 @@ pub struct Args {
     /// Take objects from YAML and JSON files in this directory instead of an API server
     #[arg(long, value_name = "DIR")]
     pub manifests: Option<PathBuf>,
+    /// Let the kernel refuse changes of our tables by other programs, where it can (Linux 6.9) [default: true]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub own_tables: Option<bool>,
 
     /// Print what would be programmed and exit: ruleset (all of it, as nft input), diff (against the kernel), kernel
     /// (let the kernel check it)

@@ -7,9 +7,10 @@ use super::file::{
 use super::settings::Notice;
 
 /// Flags that count beside a file: actions, and what section 8.1 exempts.
-const BESIDE_A_FILE: [&str; 9] = [
+const BESIDE_A_FILE: [&str; 10] = [
     "config",
     "manifests",
+    "own-tables",
     "dry-run",
     "cleanup",
     "cleanup-of",

@@ -42,6 +42,8 @@ pub struct Config {
     pub sync_period: Duration,
     /// Shortest time from the end of a sync to the next one.
     pub min_sync_period: Duration,
+    /// Let nobody else change our tables, if the kernel can see to that.
+    pub own_tables: bool,
     pub conntrack: Conntrack,
     pub oom_score_adj: i32,
     /// What operators should know; to be logged once logging works.
@@ -243,6 +245,7 @@ fn build(
         node_ports: problems.node_ports(&object),
         sync_period: sync.0,
         min_sync_period: sync.1,
+        own_tables: args.own_tables.unwrap_or(object.kube_ferry.own_tables),
         conntrack: problems.conntrack(&object),
         oom_score_adj: problems.oom_score_adj(&object),
         feature_gates,

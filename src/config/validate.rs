@@ -235,7 +235,11 @@ impl Problems {
                 address
             }
             Err(_) => {
-                self.invalid(field, format!("{text:?}"), "must be IP:port");
+                self.invalid(
+                    field,
+                    format!("{text:?}"),
+                    "must be IP:port (names are not looked up)",
+                );
                 (Ipv4Addr::LOCALHOST, 0).into()
             }
         }

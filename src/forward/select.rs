@@ -6,7 +6,7 @@ use std::num::NonZeroU16;
 
 use super::Backend;
 use super::topology::topology;
-use crate::model::{Endpoint, EndpointSlice, Family, Protocol, SlicePort};
+use crate::model::{Endpoint, Family, Protocol, SliceContent, SlicePort};
 
 /// An endpoint under one port number.
 #[derive(Clone, Copy, Debug)]
@@ -43,11 +43,11 @@ pub struct SlicePorts<'a>(Vec<SlicePortOf<'a>>);
 struct SlicePortOf<'a> {
     key: (&'a str, Protocol),
     number: NonZeroU16,
-    slice: &'a EndpointSlice,
+    endpoints: &'a [Endpoint],
 }
 
 impl<'a> SlicePorts<'a> {
-    pub fn of(slices: impl Iterator<Item = &'a EndpointSlice>, family: Family) -> Self {
+    pub fn of(slices: impl Iterator<Item = SliceContent<'a>>, family: Family) -> Self {
         let slices = slices.filter(|it| it.family == family);
         let mut ports: Vec<SlicePortOf<'a>> = slices
             .flat_map(|slice| {
@@ -55,7 +55,7 @@ impl<'a> SlicePorts<'a> {
                 slice.ports.iter().map(move |port| SlicePortOf {
                     key: of(port),
                     number: port.port,
-                    slice,
+                    endpoints: slice.endpoints,
                 })
             })
             .collect();
@@ -74,8 +74,7 @@ impl<'a> SlicePorts<'a> {
         let mut candidates: Vec<Candidate<'a>> = those
             .flat_map(|port| {
                 let backend = |it: &Endpoint| Backend { address: it.address, port: port.number };
-                port.slice
-                    .endpoints
+                port.endpoints
                     .iter()
                     .map(move |endpoint| Candidate { backend: backend(endpoint), endpoint })
             })

@@ -33,6 +33,8 @@ pub enum Failure {
     Rejected(i32),
     /// The socket fails with this errno.
     Socket(i32),
+    /// There is no memory, or no room in the socket.
+    NoRoom,
     /// Carried out, but the acknowledgement is lost.
     UnknownApplied,
     /// Not carried out, and nothing is heard of it.
@@ -102,6 +104,10 @@ impl Kernel for MemoryKernel {
             Some(Failure::Socket(errno)) => {
                 let error = std::io::Error::from_raw_os_error(errno);
                 Err(KernelError::Socket { doing: "sending a batch", error })
+            }
+            Some(Failure::NoRoom) => {
+                let error = std::io::ErrorKind::OutOfMemory.into();
+                Err(KernelError::NoRoom { doing: "sending a batch", error })
             }
             Some(Failure::UnknownApplied) => {
                 self.carry_out(batch)?;

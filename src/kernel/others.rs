@@ -137,9 +137,7 @@ impl OtherTables {
             .map_err(|error| KernelError::Socket { doing: DOING, error })?;
         let answers = self.channel.errors().map_err(|failure| match failure {
             Failure::Lost(why) => KernelError::Unknown(why),
-            other @ (Failure::Refused(_) | Failure::Interrupted | Failure::Socket(_)) => {
-                other.into_error(DOING)
-            }
+            other => other.into_error(DOING),
         })?;
         judge(&sent, &answers)
     }

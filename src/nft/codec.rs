@@ -23,7 +23,7 @@ pub(crate) mod wire;
 
 pub(crate) use batch::{
     BATCH_GENID, NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END, NFNL_SUBSYS_NFTABLES, Place,
-    write_nfgenmsg,
+    probe_ownership, write_nfgenmsg,
 };
-pub use batch::{Encoded, Ending, encode};
+pub use batch::{Encoded, Ending, Ownership, encode};
 pub use observe::Observation;

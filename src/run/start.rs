@@ -15,7 +15,7 @@ use super::{Ending, Shell, Stop};
 use crate::config::{Config, NodePortSelector, Source};
 use crate::conntrack::Sweep;
 use crate::kernel::netlink::NetlinkKernel;
-use crate::kernel::{Addresses, Conntrack};
+use crate::kernel::{Addresses, Conntrack, KernelError};
 use crate::model::{Change, Cluster, Family, Resource};
 use crate::objects::Context;
 use crate::serve::{Metrics, NodePortHealth, SharedHealth, Start};
@@ -50,7 +50,10 @@ pub(super) fn sync(shell: &Shell, outbox: Outbox) -> anyhow::Result<()> {
         shell.health.started(Start::Step(step));
     };
     step("opening nf_tables");
-    let kernel = NetlinkKernel::new().context("cannot program nftables")?;
+    let mut kernel = NetlinkKernel::new().context("cannot program nftables")?;
+    if config.own_tables {
+        own_tables(&mut kernel).context("cannot program nftables")?;
+    }
     step("reading the host's addresses");
     let addresses = Addresses::new().context("cannot read the host's addresses")?;
     step("reading the credentials for the API server, or the directory of manifests");
@@ -95,6 +98,17 @@ pub(super) fn sync(shell: &Shell, outbox: Outbox) -> anyhow::Result<()> {
     }
     if sweeper.join().is_err() {
         error!("the thread that deletes stale conntrack entries panicked");
+    }
+    Ok(())
+}
+
+fn own_tables(kernel: &mut NetlinkKernel) -> Result<(), KernelError> {
+    if kernel.own_tables()? {
+        info!("the kernel lets nobody else change our tables while this process runs");
+    } else {
+        info!(
+            "the kernel cannot keep others from changing our tables (Linux 6.9 can); changes are looked for"
+        );
     }
     Ok(())
 }

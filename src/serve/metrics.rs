@@ -184,6 +184,11 @@ impl Metrics {
         self.families.conflicts.set(number(claims));
     }
 
+    /// Services whose rules the kernel refuses.
+    pub fn refused_services(&self, services: usize) {
+        self.families.refused_services.set(number(services));
+    }
+
     // The kernel.
 
     /// Rows of a set were written in a committed batch.

@@ -270,6 +270,7 @@ impl Reporter {
             );
             work.written.iter().for_each(|family| self.ports.metrics.drift_repaired(*family));
         }
+        self.ports.metrics.refused_services(engine.refused_count());
         self.fill(&work, engine);
         if work.operations > 0 {
             info!(

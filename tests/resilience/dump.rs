@@ -8,11 +8,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 use crate::support::namespace::Namespace;
+use crate::support::patience::{LONG, poll};
 
 /// Everything in our tables, one line for each row, chain, rule and set.
 pub(super) fn dump(host: &Namespace) -> Vec<String> {
-    let text = host.command("nft", &["-j", "list", "ruleset"], "");
-    let ruleset: Value = serde_json::from_str(&text).unwrap();
+    // nft prints nothing at all when somebody else changes tables while it reads them.
+    let read = || {
+        let text = host.command("nft", &["-j", "list", "ruleset"], "");
+        serde_json::from_str(&text).map_err(|error| format!("{error}: {text}"))
+    };
+    let ruleset: Value = poll(LONG, read).unwrap();
     let mut lines = Vec::new();
     for object in ruleset["nftables"].as_array().unwrap() {
         let (kind, object) = object.as_object().unwrap().iter().next().unwrap();

@@ -94,10 +94,10 @@ impl TableState {
         ops: &mut Vec<Op>,
     ) {
         if self.staged.is_some() {
-            ops.push(Op::AddTable(family));
             if self.rebuild {
-                ops.extend([Op::DeleteTable(family), Op::AddTable(family)]);
+                ops.push(Op::DeleteTable(family));
             }
+            ops.push(Op::AddTable(family));
         }
         let staged = self.staged.as_ref();
         for (set, size) in staged.iter().flat_map(|it| &it.sizes) {

@@ -1,5 +1,8 @@
 //! Names, help texts, labels and buckets: the table of section 9 of the reference and ours below it.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
 use prometheus::core::Collector;
 use prometheus::{
     GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
@@ -42,8 +45,10 @@ pub(super) struct Families {
     pub skipped: IntCounterVec,
     pub conflicts: IntGauge,
     pub standing_by: IntGauge,
+    pub refused_services: IntGauge,
     pub drift_repairs: IntCounterVec,
     pub watch_events: IntCounterVec,
+    pub watch_unchanged: IntCounterVec,
     pub watch_last_event: GaugeVec,
     pub watch_relists: IntCounterVec,
     pub watch_errors: IntCounterVec,
@@ -63,12 +68,12 @@ const REQUEST_SECONDS: [f64; 12] =
 
 impl Families {
     pub(super) fn register(gates: &FeatureGates) -> Result<Self, prometheus::Error> {
-        let maker = Maker { registry: Registry::new() };
+        let maker = Maker { registry: Registry::new(), levels: RefCell::default() };
         maker.constants(gates)?;
         maker.keep(&ProcessCollector::new()?)?;
         let exp = exponential_buckets(0.001, 2.0, 15)?;
         let commit = exponential_buckets(0.000_05, 2.0, 18)?;
-        Ok(Families {
+        let families = Families {
             sync_duration: maker.histograms("kubeproxy_sync_proxy_rules_duration_seconds", "[ALPHA] How long syncs took, in seconds, successful or not", &F, &exp)?,
             full_sync_duration: maker.histograms("kubeproxy_sync_full_proxy_rules_duration_seconds", "[ALPHA] How long full syncs took, in seconds", &F, &exp)?,
             partial_sync_duration: maker.histograms("kubeproxy_sync_partial_proxy_rules_duration_seconds", "[ALPHA] How long partial syncs took, in seconds", &F, &exp)?,
@@ -97,8 +102,10 @@ impl Families {
             skipped: maker.counters("kubeferry_skipped_objects_total", "Objects, or parts of them, that cannot be used and are left out", &["resource", "reason"])?,
             standing_by: maker.int_gauge("kubeferry_standing_by", "1 while another copy runs in this network namespace and this one waits for its end")?,
             conflicts: maker.int_gauge("kubeferry_address_conflicts", "Claims on an address and port that an older Service holds")?,
+            refused_services: maker.int_gauge("kubeferry_refused_services", "Services whose rules the kernel refuses; they keep those from before")?,
             drift_repairs: maker.counters("kubeferry_drift_repairs_total", "Times that the kernel's tables were not as left and were set right", &F)?,
             watch_events: maker.counters("kubeferry_watch_events_total", "Objects received, by lists and by watches", &["resource"])?,
+            watch_unchanged: maker.counters("kubeferry_watch_unchanged_total", "Objects received that differed in nothing that matters here, and went no further", &["resource"])?,
             watch_last_event: maker.gauges("kubeferry_watch_last_event_timestamp_seconds", "When a watch last delivered something, in seconds since the epoch", &["resource"])?,
             watch_relists: maker.counters("kubeferry_watch_relists_total", "Whole lists fetched", &["resource"])?,
             watch_errors: maker.counters("kubeferry_watch_errors_total", "Lists and watches that failed and were tried again", &["resource", "reason"])?,
@@ -110,8 +117,10 @@ impl Families {
             requests: maker.counters("rest_client_requests_total", "[ALPHA] Number of HTTP requests, partitioned by status code, method, and host.", &["code", "host", "method"])?,
             request_duration: maker.histograms("rest_client_request_duration_seconds", "[ALPHA] Request latency in seconds. Broken down by verb, and host.", &["host", "verb"], &REQUEST_SECONDS)?,
 
-            registry: maker.registry,
-        })
+            registry: maker.registry.clone(),
+        };
+        maker.figures()?;
+        Ok(families)
     }
 }
 
@@ -124,12 +133,34 @@ fn programming_buckets() -> Vec<f64> {
 /// Makes metrics and registers them at once, so that none is forgotten.
 struct Maker {
     registry: Registry,
+    /// How many metrics there are of each stability level, which Kubernetes writes in front of the help text.
+    levels: RefCell<BTreeMap<String, u64>>,
 }
 
 impl Maker {
     fn keep<C: Collector + Clone + 'static>(&self, metric: &C) -> Result<C, prometheus::Error> {
         self.registry.register(Box::new(metric.clone()))?;
+        for desc in metric.desc() {
+            let level = desc.help.strip_prefix('[').and_then(|it| it.split_once("] "));
+            let level = level.map_or("", |(level, _)| level);
+            *self.levels.borrow_mut().entry(level.to_owned()).or_default() += 1;
+        }
         Ok(metric.clone())
+    }
+
+    /// Kubernetes' figures about the metrics themselves. None is ever hidden or disabled here.
+    fn figures(&self) -> Result<(), prometheus::Error> {
+        self.counter("hidden_metrics_total", "[BETA] The count of hidden metrics.")?;
+        self.counter("disabled_metrics_total", "[BETA] The count of disabled metrics.")?;
+        let registered = self.counters(
+            "registered_metrics_total",
+            "[BETA] The count of registered metrics broken by stability level and deprecation version.",
+            &["deprecated_version", "stability_level"],
+        )?;
+        for (level, count) in self.levels.borrow().iter() {
+            registered.with_label_values(&["", level]).inc_by(*count);
+        }
+        Ok(())
     }
 
     fn histograms(

@@ -57,6 +57,7 @@ fn there_and_back(mode: Mode) {
     arguments.push(format!("--manifests={}", directory.path().display()));
     let log = directory.path().join("log");
     let mut proxy = Proxy::start(world.node(), arguments, log).unwrap();
+    assert!(proxy.log().contains("--cleanup-of=kube-proxy"), "{}", proxy.log());
     assert_eq!(reached(&world), [OLD, NEW], "our rules hold although kube-proxy's are there");
     traffic.extend(start(&world));
     clean(&world, "kube-proxy");

@@ -220,7 +220,8 @@ fn lock() -> anyhow::Result<Option<NamespaceLock>> {
             let holder = NamespaceLock::holder().ok().flatten();
             let holder = holder.map(|it| format!(" ({it})")).unwrap_or_default();
             anyhow::bail!(
-                "kube-ferry still runs in this network namespace{holder}: end it first, or it brings its tables back"
+                "kube-ferry still runs in this network namespace{holder}: end it first, or it brings its tables back; \
+                 beside it, --cleanup-of=kube-proxy removes what kube-proxy left"
             )
         }
         Err(why) => {

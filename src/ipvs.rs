@@ -13,4 +13,5 @@
 //!
 //! So no external address is ever bound to an interface, and what nftables mode guarantees holds here, too.
 
+pub(crate) mod codec;
 pub mod schema;

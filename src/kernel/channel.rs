@@ -201,11 +201,22 @@ impl Channel {
     /// Throws away what has come, be it left of answers to earlier questions. Returns whether anything had, or was
     /// lost.
     pub(super) fn drain(&mut self) -> Result<bool, Failure> {
+        self.drain_and_look(|_, _| true)
+    }
+
+    /// As [`Channel::drain`], but messages that do not count, by type and payload, are nothing. Lost ones always count.
+    pub(super) fn drain_and_look(
+        &mut self,
+        counts: impl Fn(u16, &[u8]) -> bool,
+    ) -> Result<bool, Failure> {
         let mut any = false;
         loop {
             match self.receive() {
                 Ok(None) => return Ok(any),
-                Ok(Some(_)) | Err(Failure::Lost(_)) => any = true,
+                Ok(Some(datagram)) => {
+                    any |= Messages(datagram).any(|it| counts(it.kind, it.payload));
+                }
+                Err(Failure::Lost(_)) => any = true,
                 Err(failure) => return Err(failure),
             }
         }

@@ -317,7 +317,7 @@ fn a_kernel_that_does_not_hold_what_is_believed_is_looked_at_before_a_service_is
     // Somebody takes a row away that is to be replaced next.
     let (set, family) = (SetName::Endpoints, Family::V4);
     let row = host.kernel.tables.rows(family, set).next().map(|(key, _)| *key).unwrap();
-    let gone = Batch(vec![crate::nft::Op::DeleteElement { family, set, key: row, owner: None }]);
+    let gone = Batch(vec![Op::DeleteElement { family, set, key: row, owner: None }]);
     host.kernel.commit(&gone).unwrap();
     host.engine.apply(endpoint("ns/a", 1, 2));
     assert!(host.pass().is_none());

@@ -62,6 +62,8 @@ pub(super) struct Reporter {
     queued: bool,
     /// Everything was written once.
     ready: bool,
+    /// The last attempt at the first sync failed: why is worth more than how much is to be written.
+    start_failed: bool,
     families: Vec<Family>,
     work: Work,
     /// EndpointSlice events that no sync has taken up yet.
@@ -97,6 +99,7 @@ impl Reporter {
             node: None,
             queued: false,
             ready: false,
+            start_failed: false,
             families: Vec::new(),
             work: Work::default(),
             slices_pending: 0,
@@ -116,7 +119,7 @@ impl Reporter {
 
     /// Until the first complete sync: what it waits for.
     pub(super) fn waiting(&self, engine: &Engine, for_node: bool) {
-        if self.ready {
+        if self.ready || self.start_failed {
             return;
         }
         let lists: Vec<Resource> = engine.cluster().unlisted().collect();
@@ -130,7 +133,8 @@ impl Reporter {
     }
 
     /// Until the first complete sync: why it cannot be completed.
-    pub(super) fn start_failed(&self, why: String) {
+    pub(super) fn start_failed(&mut self, why: String) {
+        self.start_failed = true;
         self.ports.health.started(Start::Failed(why));
     }
 
@@ -223,6 +227,7 @@ impl Reporter {
 
     /// What was planned is in the kernel.
     pub(super) fn committed(&mut self, mut outcome: Outcome, engine: &Engine) {
+        self.start_failed = false;
         let now = Timestamp::now().as_nanosecond();
         let triggers = outcome.triggers.into_iter().filter(|(_, time)| *time > self.started);
         for (family, time) in triggers {

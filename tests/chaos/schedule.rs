@@ -289,7 +289,7 @@ impl Stage<'_> {
         self.proxy.metric(name).is_some_and(|it| it > 0.0)
     }
 
-    fn everybody_fixed_answers(&self) -> Result<(), String> {
+    pub(super) fn everybody_fixed_answers(&self) -> Result<(), String> {
         for front in fixed_targets(self.record) {
             let (client, to) = seen_from(front);
             let outcome = self.world.home(client).run(|| connect(client, front, to, SILENCE * 2));

@@ -13,6 +13,8 @@ mod deploy;
 #[cfg(test)]
 mod drift;
 #[cfg(test)]
+mod ipvs;
+#[cfg(test)]
 mod operate;
 #[cfg(test)]
 mod properties;

@@ -217,9 +217,20 @@ impl ApiServer {
 
     /// Creates many objects.
     pub(crate) fn load(&self, objects: impl IntoIterator<Item = Value>) {
+        self.load_and(objects, || ());
+    }
+
+    /// Creates many objects. When all are stored, and before any watch is told, calls `stored`.
+    pub(crate) fn load_and<T>(
+        &self,
+        objects: impl IntoIterator<Item = Value>,
+        stored: impl FnOnce() -> T,
+    ) -> T {
         let mut store = self.shared.store.lock().unwrap();
         let last = objects.into_iter().map(|it| store.put(it)).last();
+        let answer = stored();
         self.shared.changed.send_replace(last.unwrap_or_default());
+        answer
     }
 
     /// Deletes an object; whether it was there. The namespace is empty for cluster-scoped ones.

@@ -176,7 +176,7 @@ impl Engine {
         self.compiler = Some(Compiler::adopt(self.program.clone(), tables));
         let mut expected = RowCounts::default();
         for (_, forwarding) in self.forwarder.forwardings() {
-            expected.expect(forwarding);
+            expected.expect(forwarding, self.program.ipvs);
         }
         self.skeleton = Some(expected);
         self.unwritten = self.forwarder.forwardings().map(|(service, _)| service).collect();

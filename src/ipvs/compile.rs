@@ -101,7 +101,8 @@ impl Compiler {
         self.bound = observed.interface.map(|it| it.addresses).unwrap_or_default();
         self.hidden.clear();
         for (key, state) in &mut self.servers {
-            if !observed.servers.contains_key(key) {
+            // One whose address somebody has unbound is not reported, and is there all the same.
+            if !observed.servers.contains_key(key) && self.bound.contains(&key.address) {
                 state.lose();
             }
         }
@@ -176,9 +177,6 @@ impl Compiler {
         let state = self.servers.entry(key).or_default();
         state.want(owner, server, &destinations, &serving);
         self.leaving.remove(&key.address);
-        for (destination, _) in &destinations {
-            self.drains.end(key, *destination);
-        }
         if !state.is_settled(key.protocol) || !self.bound.contains(&key.address) {
             self.dirty.entry(owner).or_default().insert(key);
         }
@@ -196,7 +194,8 @@ impl Compiler {
         let mut addresses = BTreeSet::new();
         for (owner, key, state) in self.staged(owners) {
             let Some(wanted) = state.wanted else { continue };
-            if self.hidden.contains(&key) {
+            let anew = self.hidden.contains(&key);
+            if anew {
                 ops.push((Some(owner), Op::DeleteServer(key)));
             }
             match state.held {
@@ -206,7 +205,8 @@ impl Compiler {
             }
             for it in &state.destinations {
                 let to = it.destination;
-                let op = match it.act(key.protocol) {
+                let act = if anew { it.anew() } else { it.act(key.protocol) };
+                let op = match act {
                     Act::Add(weight) => Op::AddDestination(key, to, weight),
                     Act::Replace(weight) => {
                         ops.push((Some(owner), Op::DeleteDestination(key, to)));
@@ -235,7 +235,7 @@ impl Compiler {
             if bind && addresses.insert(key.address) {
                 ops.push((Some(owner), Op::BindAddress(key.address)));
             }
-            if state.dismiss(key, Some(owner), &mut ops) {
+            if state.dismiss(key, self.bound.contains(&key.address), Some(owner), &mut ops) {
                 deleted.insert(key);
             }
             done.insert(key);
@@ -246,7 +246,12 @@ impl Compiler {
             let waits = state.owner.is_some_and(|it| self.dirty.contains_key(&it));
             if waits {
                 state.delete_ended(*key, &mut ops);
-            } else if state.dismiss(*key, state.owner, &mut ops) {
+            } else if state.dismiss(
+                *key,
+                self.bound.contains(&key.address),
+                state.owner,
+                &mut ops,
+            ) {
                 deleted.insert(*key);
             }
         }
@@ -276,7 +281,9 @@ impl Compiler {
                 if let Some(state) = self.servers.get_mut(&key) {
                     state.hold(to, weight);
                 }
-                if weight == 0 && key.protocol != Protocol::Udp {
+                if weight > 0 {
+                    self.drains.end(key, to);
+                } else if key.protocol != Protocol::Udp {
                     self.drains.begin(key, to);
                 }
             }

@@ -64,6 +64,11 @@ impl DestinationState {
         }
     }
 
+    /// As `act`, for a virtual server that is deleted and made anew.
+    pub(super) fn anew(&self) -> Act {
+        if self.wanted == 0 { Act::Nothing } else { Act::Add(self.wanted) }
+    }
+
     /// A connection ends by itself, a flow of UDP does not: it ends when its endpoint stops to serve.
     fn is_over(&self, protocol: Protocol) -> bool {
         self.ended || (protocol == Protocol::Udp && !self.serving)
@@ -179,15 +184,18 @@ impl State {
         server && self.destinations.iter().all(|it| it.act(protocol) == Act::Nothing)
     }
 
-    /// Stops and deletes what is not wanted. True if the virtual server itself is deleted.
+    /// Stops and deletes what is not wanted. True if the virtual server itself is deleted; one whose address is not
+    /// `bound` has no connections.
     pub(super) fn dismiss(
         &self,
         key: ServerKey,
+        bound: bool,
         owner: Option<Owner>,
         ops: &mut Vec<(Option<Owner>, Op)>,
     ) -> bool {
         let held = || self.destinations.iter().filter(|it| it.held.is_some());
-        if self.wanted.is_none() && held().all(|it| it.act(key.protocol) == Act::Delete) {
+        let over = || held().all(|it| it.act(key.protocol) == Act::Delete);
+        if self.wanted.is_none() && (!bound || over()) {
             if self.held.is_some() {
                 ops.push((owner, Op::DeleteServer(key)));
             }

@@ -144,12 +144,12 @@ fn a_restart_adopts_what_is_wanted_and_drains_the_rest() {
     world.restart();
     world.stage(1, &[("-t 80", &[(2, 1)])]);
     world.check(&["-- nft", "-e -t 10.96.0.1:80 -r 10.1.0.1:8080 -w 0"]);
-    world.compiler.prune();
+    world.prune();
     assert_eq!(world.draining(&[]), ["10.96.0.2"]);
     world.check(&["-- nft", "-e -t 10.96.0.2:80 -r 10.1.0.1:8080 -w 0"]);
     world.restart();
     world.stage(1, &[("-t 80", &[(2, 1)])]);
-    world.compiler.prune();
+    world.prune();
     world.check(&["-- nft"]);
     assert!(world.look());
     world.check(&["-- nft", "-D -t 10.96.0.2:80", "address del 10.96.0.2"]);
@@ -159,25 +159,26 @@ fn a_restart_adopts_what_is_wanted_and_drains_the_rest() {
 fn what_others_did_is_undone() {
     let mut world = World::new();
     world.stage(1, &[("-t 80", &[(1, 1), (2, 1)])]);
+    world.stage(2, &[("-t 80", &[(1, 1)])]);
     world.run();
-    world.compiler.prune();
+    world.prune();
     world.node.alter(&Op::DeleteDestination(World::key(1, "-t 80"), World::to(1)));
     world.node.alter(&Op::AddDestination(World::key(1, "-t 80"), World::to(9), 1));
     world.node.alter(&Op::AddServer(World::key(1, "-t 99"), VirtualServer::default()));
-    world.node.alter(&Op::UnbindAddress("10.96.0.1".parse().unwrap()));
+    world.node.alter(&Op::UnbindAddress("10.96.0.2".parse().unwrap()));
     world.node.alter(&Op::BindAddress("10.96.7.7".parse().unwrap()));
-    let observed = world.node.observed_at(&["10.96.0.1"]);
-    assert_eq!(world.compiler.observe(observed), [Owner(1)]);
-    world.touched.insert(Owner(1));
+    let observed = world.node.observed();
+    assert_eq!(world.compiler.observe(observed), [Owner(1), Owner(2)]);
+    world.touched.extend([Owner(1), Owner(2)]);
     world.check(&[
         "-a -t 10.96.0.1:80 -r 10.1.0.1:8080 -w 1",
         "-- nft",
-        "address add 10.96.0.1",
         "-e -t 10.96.0.1:80 -r 10.1.0.9:8080 -w 0",
+        "address add 10.96.0.2",
         "-D -t 10.96.0.1:99",
         "address del 10.96.7.7",
     ]);
-    let observed = world.node.observed_at(&[]);
+    let observed = world.node.observed();
     assert_eq!(world.compiler.observe(observed), []);
 }
 
@@ -186,11 +187,12 @@ fn other_forwarding_methods_are_replaced() {
     let mut world = World::new();
     world.stage(1, &[("-t 80", &[(1, 1)])]);
     world.run();
-    let mut observed = world.node.observed_at(&[]);
+    let mut observed = world.node.observed();
     for it in observed.servers.values_mut().flat_map(|it| it.destinations.values_mut()) {
         it.masquerades = false;
     }
     world.compiler.observe(observed);
+    world.forget_rows();
     world.touched.insert(Owner(1));
     world.check(&[
         "-d -t 10.96.0.1:80 -r 10.1.0.1:8080",
@@ -306,7 +308,7 @@ proptest! {
         }
         world.restage();
         world.run();
-        world.compiler.prune();
+        world.prune();
         world.run();
         world.node.disconnect();
         for _ in 0..3 {
@@ -324,7 +326,7 @@ proptest! {
         prop_assert_eq!(&world.node.addresses, &scratch.node.addresses);
         prop_assert!(world.draining(&[]).is_empty());
         let (believed, bound) = world.compiler.believed();
-        let seen = world.node.observed_at(&[]);
+        let seen = world.node.observed();
         prop_assert_eq!(believed, seen.servers);
         prop_assert_eq!(Some(bound), seen.interface.as_ref().map(|it: &ObservedInterface| &it.addresses));
     }

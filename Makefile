@@ -5,8 +5,8 @@
 SHELL := /bin/bash
 export PATH := $(PATH):/usr/sbin:/sbin:$(HOME)/.cargo/bin
 
-# program:package. prometheus brings promtool, which checks the alert rules.
-NEEDED := cc:gcc ip:iproute2 iptables-nft-restore:iptables nft:nftables conntrack:conntrack promtool:prometheus $(NEEDED_BY_DEPLOY)
+# program:package. prometheus scrapes the proxy in a test, and brings promtool, which checks the alert rules.
+NEEDED := cc:gcc ip:iproute2 iptables-nft-restore:iptables ipset:ipset nft:nftables conntrack:conntrack prometheus:prometheus $(NEEDED_BY_DEPLOY)
 NEEDED_BY_DEMO := cc:gcc ip:iproute2 nft:nftables socat:socat
 NEEDED_BY_BENCH := cc:gcc ip:iproute2 nft:nftables unshare:util-linux
 
@@ -18,12 +18,16 @@ install = @missing=(); \
 		apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "$${missing[@]}" >/dev/null; \
 	fi
 
-.PHONY: test demo bench
+.PHONY: test demo bench docs
 
 test:
 	$(call install,$(NEEDED))
 	$(MAKE) --no-print-directory kubectl
 	cargo test --locked --no-fail-fast
+
+# The manual page and shell completions, in target/docs.
+docs:
+	cargo run --locked --quiet --example docs -- target/docs
 
 demo:
 	$(call install,$(NEEDED_BY_DEMO))

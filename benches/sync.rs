@@ -6,7 +6,7 @@ use std::time::Duration;
 use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_main};
 use kube_ferry::forward::{self, Forwarder};
 use kube_ferry::model::{Change, Cluster, ServiceId};
-use kube_ferry::nft::codec::{Ending, encode};
+use kube_ferry::nft::codec::{Ending, Ownership, encode};
 use kube_ferry::nft::{Batch, Compiler, Owner, RowCounts};
 use kube_ferry::objects::Interner;
 
@@ -44,7 +44,7 @@ fn everything(criterion: &mut Criterion) {
             bench.iter(|| compile(&forwarder, &cluster));
         });
         group.bench_function(BenchmarkId::new("encode", shape), |bench| {
-            bench.iter(|| encode(black_box(&batch), 1, None, Ending::Commit));
+            bench.iter(|| encode(black_box(&batch), 1, None, Ending::Commit, Ownership::Shared));
         });
         group.finish();
     }
@@ -64,7 +64,7 @@ fn one_endpoint(criterion: &mut Criterion) {
                 |change| {
                     change.into_iter().for_each(|it| engine.apply(it));
                     let batch = engine.plan();
-                    let encoded = encode(&batch, 1, None, Ending::Commit);
+                    let encoded = encode(&batch, 1, None, Ending::Commit, Ownership::Shared);
                     engine.committed();
                     encoded
                 },
@@ -100,10 +100,11 @@ fn take(changes: Vec<Change>) -> Cluster {
 fn compile(forwarder: &Forwarder, cluster: &Cluster) -> Batch {
     let mut compiler = Compiler::new(shape::settings().program(cluster.node()));
     let mut expected = RowCounts::default();
-    forwarder.forwardings().for_each(|(_, it)| expected.expect(it, false));
+    let forwardings = || forwarder.services().map(|id| (id, forwarder.forwarding(cluster, id)));
+    forwardings().for_each(|(_, it)| expected.expect(&it, false));
     compiler.stage_skeleton(&expected);
-    for (ServiceId(id), forwarding) in forwarder.forwardings() {
-        compiler.stage(Owner(id), forwarding);
+    for (ServiceId(id), forwarding) in forwardings() {
+        compiler.stage(Owner(id), &forwarding);
     }
     compiler.batch()
 }

@@ -29,7 +29,7 @@ pub struct Settings {
 
 /// Everything that is forwarded for one Service, in a stable order: ports in the Service's order, V4 before V6.
 /// Empty when the Service is gone.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct ServiceForwarding {
     pub ports: Vec<PortForwarding>,
     /// Only for type LoadBalancer with externalTrafficPolicy Local.
@@ -39,7 +39,7 @@ pub struct ServiceForwarding {
 }
 
 /// What a health check node port answers (reference 3.6 and 10.2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct HealthCheck {
     pub node_port: NonZeroU16,
     /// Distinct addresses of ready endpoints on this node; `None`: the Service does not exist in this family.
@@ -57,7 +57,7 @@ impl HealthCheck {
 }
 
 /// One Service port in one family.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PortForwarding {
     pub family: Family,
     /// Name of the Service port, possibly empty.
@@ -100,7 +100,7 @@ pub struct LacksLocal {
 }
 
 /// Where clients connect to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Frontend {
     pub at: FrontendAddress,
     pub kind: FrontendKind,

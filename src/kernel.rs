@@ -3,20 +3,29 @@
 //! In come [`Batch`]es, out come acknowledgements and what the kernel holds. It chooses nothing.
 
 pub mod address;
-mod channel;
+pub mod channel;
 pub mod conntrack;
+mod ipset;
+pub mod ipvs;
+pub mod legacy;
+pub mod lock;
 pub mod memory;
 pub mod netlink;
+pub mod others;
 
 use std::collections::BTreeMap;
 
 use crate::model::Family;
-use crate::nft::schema::{Batch, ObservedTable, Owner};
+use crate::nft::schema::{Batch, ObservedTable, Owner, TABLE};
 use crate::nft::skeleton::Program;
 
 pub use address::Addresses;
 pub use conntrack::{Conntrack, Swept};
+pub use ipset::{Destroyed, Ipsets};
+pub use ipvs::NetlinkIpvs;
+pub use legacy::LegacyTables;
 pub use netlink::NetlinkKernel;
+pub use others::OtherTables;
 
 /// What the sync loop asks of a kernel. Two real implementations: netlink, and memory for tests.
 pub trait Kernel {
@@ -121,6 +130,18 @@ pub enum KernelError {
          CONFIG_NF_TABLES_IPV4 and CONFIG_NF_TABLES_IPV6 ({0})"
     )]
     Unsupported(std::io::Error),
+    /// The kernel lets us not change a table, whatever we may do otherwise.
+    #[error(
+        "the table {} {TABLE} belongs to another program, whose netlink port is {port} (as a rule its process id): \
+         only that one can change it until it ends", crate::nft::render::family_word(*family)
+    )]
+    Owned { family: Family, port: u32 },
+    /// There was no room for the batch (ENOMEM, ENOBUFS, EMSGSIZE): nothing was carried out. A smaller one may fit.
+    #[error("{doing}: {error}; it will be tried again in smaller batches")]
+    NoRoom { doing: &'static str, error: std::io::Error },
+    /// Answers were lost; what was asked is not known, and nothing was changed.
+    #[error("answers of the kernel were lost ({0}); it will be asked again")]
+    Unread(String),
     /// The kernel's answer made no sense.
     #[error("{doing}: the kernel's answer could not be read: {why}")]
     Protocol { doing: &'static str, why: String },

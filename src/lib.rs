@@ -28,6 +28,7 @@ pub mod conntrack;
 pub mod forward;
 pub mod ipvs;
 pub mod kernel;
+pub mod leftovers;
 pub mod logging;
 pub mod model;
 pub mod nft;

@@ -11,16 +11,24 @@
 //! `--vmodule=PATTERN=N` sets the verbosity of source files whose name without `.rs` matches; the first pattern that
 //! matches counts.
 
+use std::sync::OnceLock;
+
 use tracing::level_filters::LevelFilter;
+use tracing::subscriber::Interest;
 use tracing::{Level, Metadata, error, info, warn};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::writer::{BoxMakeWriter, MakeWriterExt};
-use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::{Layer, Registry, filter};
+use tracing_subscriber::layer::{Context, Filter, SubscriberExt};
+use tracing_subscriber::{Layer, Registry, reload};
 
 use crate::config::{Logging, Notice};
 
 const OURS: &str = env!("CARGO_CRATE_NAME");
+
+type Handle = reload::Handle<Wanted, Registry>;
+
+/// What is logged can be changed while the process runs; as the log itself, there is one for the process.
+static LIVE: OnceLock<Handle> = OnceLock::new();
 
 /// Makes the process log; once, before anything else logs. A second call only says so.
 pub fn init(settings: &Logging) {
@@ -30,9 +38,29 @@ pub fn init(settings: &Logging) {
     } else {
         BoxMakeWriter::new(std::io::stderr)
     };
-    let subscriber = subscriber(settings, writer);
+    let (subscriber, handle) = subscriber(settings, writer);
     if tracing::subscriber::set_global_default(subscriber).is_err() {
         error!("logging was set up already; its settings are kept");
+    } else {
+        // Nobody else sets it: there is one global subscriber.
+        let _ = LIVE.set(handle);
+    }
+}
+
+/// Logs by another verbosity, and other verbosities of files, from now on. Format and streams stay.
+pub fn set(settings: &Logging) {
+    change(|wanted| *wanted = Wanted::of(settings));
+}
+
+/// Logs by another verbosity from now on; those of files stay.
+pub fn set_verbosity(verbosity: u32) {
+    change(|wanted| wanted.verbosity = verbosity);
+}
+
+fn change(change: impl FnOnce(&mut Wanted)) {
+    // An error means that the subscriber is gone, which the global one never is.
+    if let Some(Err(problem)) = LIVE.get().map(|live| live.modify(change)) {
+        error!(%problem, "the log verbosity could not be changed");
     }
 }
 
@@ -46,18 +74,18 @@ pub fn notices(notices: &[Notice]) {
     }
 }
 
-fn subscriber<W>(settings: &Logging, writer: W) -> impl tracing::Subscriber + Send + Sync + use<W>
+fn subscriber<W>(
+    settings: &Logging,
+    writer: W,
+) -> (impl tracing::Subscriber + Send + Sync + use<W>, Handle)
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    let wanted = Wanted { verbosity: settings.verbosity, vmodule: settings.vmodule.clone() };
-    let most = wanted.most();
-    let filter =
-        filter::filter_fn(move |metadata| wanted.wants(metadata)).with_max_level_hint(most);
+    let (filter, handle) = reload::Layer::new(Wanted::of(settings));
     let format = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(false);
     let layer: Box<dyn Layer<Registry> + Send + Sync> =
         if settings.json { Box::new(format.json().flatten_event(true)) } else { Box::new(format) };
-    tracing_subscriber::registry().with(layer.with_filter(filter))
+    (tracing_subscriber::registry().with(layer.with_filter(filter)), handle)
 }
 
 /// What is logged.
@@ -67,7 +95,26 @@ struct Wanted {
     vmodule: Vec<(String, u32)>,
 }
 
+impl Filter<Registry> for Wanted {
+    fn enabled(&self, metadata: &Metadata<'_>, _: &Context<'_, Registry>) -> bool {
+        self.wants(metadata)
+    }
+
+    /// Asked once for each place in the source, and again when the verbosity changes.
+    fn callsite_enabled(&self, metadata: &'static Metadata<'static>) -> Interest {
+        if self.wants(metadata) { Interest::always() } else { Interest::never() }
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        Some(self.most())
+    }
+}
+
 impl Wanted {
+    fn of(settings: &Logging) -> Wanted {
+        Wanted { verbosity: settings.verbosity, vmodule: settings.vmodule.clone() }
+    }
+
     fn wants(&self, metadata: &Metadata<'_>) -> bool {
         *metadata.level() <= self.level(metadata.target(), metadata.file())
     }
@@ -163,6 +210,23 @@ mod tests {
         );
     }
 
+    #[test]
+    fn the_verbosity_changes_while_it_logs() {
+        let sink = Sink::default();
+        let writer = sink.clone();
+        let (subscriber, handle) = subscriber(&Logging::default(), move || writer.clone());
+        let speak = |text| tracing::debug!("{text}");
+        tracing::subscriber::with_default(subscriber, || {
+            speak("before");
+            handle.modify(|wanted| wanted.verbosity = 4).unwrap();
+            speak("during");
+            handle.modify(|wanted| wanted.verbosity = 0).unwrap();
+            speak("after");
+        });
+        let text = String::from_utf8(sink.0.lock().unwrap().clone()).unwrap();
+        assert!(text.contains("during") && text.lines().count() == 1, "{text}");
+    }
+
     #[track_caller]
     fn check(
         verbosity: u32,
@@ -179,7 +243,7 @@ mod tests {
     fn logged(settings: &Logging) -> String {
         let sink = Sink::default();
         let writer = sink.clone();
-        let subscriber = subscriber(settings, move || writer.clone());
+        let (subscriber, _) = subscriber(settings, move || writer.clone());
         tracing::subscriber::with_default(subscriber, || {
             info!(ops = 3, "synced");
             tracing::debug!("too much");

@@ -5,6 +5,7 @@
 
 use std::time::{Duration, Instant};
 
+use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 
 use crate::kernel::{Kernel, KernelError};
@@ -19,6 +20,7 @@ mod report;
 pub mod results;
 
 use engine::{Engine, Refusal};
+use facts::Live;
 use pace::Pace;
 use report::Reporter;
 pub use report::{HealthChecks, Ports};
@@ -30,6 +32,9 @@ const MOST_CHANGES: usize = 4_096;
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// However long a comparison takes, the next one comes this soon if others go on changing tables.
 const LOOK_AT_LEAST_EVERY: Duration = Duration::from_secs(10);
+
+/// How often a copy that stands by asks whether its turn has come.
+const ASK_FOR_TURN_EVERY: Duration = Duration::from_millis(100);
 
 /// The loop and everything it needs.
 pub struct Sync<K> {
@@ -45,6 +50,10 @@ pub struct Sync<K> {
     look_at: Option<Instant>,
     /// Until then nothing is written as long as the own Node's addresses are not known.
     node_deadline: Option<Instant>,
+    /// Asks whether the kernel is ours to program; until it is, changes are taken and nothing else. `None`: it is.
+    turn: Option<Box<dyn FnMut() -> bool>>,
+    /// Settings that may change meanwhile.
+    live: Option<watch::Receiver<Live>>,
 }
 
 /// How a pass ended.
@@ -78,7 +87,21 @@ impl<K: Kernel> Sync<K> {
             refused_since: None,
             look_at: None,
             node_deadline: None,
+            turn: None,
+            live: None,
         }
+    }
+
+    /// Neither reads nor writes the kernel's tables until `turn` has said so once.
+    pub fn wait_for_turn(mut self, turn: impl FnMut() -> bool + 'static) -> Self {
+        self.turn = Some(Box::new(turn));
+        self
+    }
+
+    /// Follows settings while it runs: they count from the next look at the kernel on, half a second at most.
+    pub fn follow(mut self, live: watch::Receiver<Live>) -> Self {
+        self.live = Some(live);
+        self
     }
 
     /// Holds back the first write until the own Node has addresses, but no longer than this: what accepts NodePorts
@@ -91,7 +114,9 @@ impl<K: Kernel> Sync<K> {
     /// Runs until all watchers have ended. The rules stay in the kernel.
     pub fn run(mut self) {
         let families = self.engine.program().families.clone();
+        self.has_turn();
         self.reporter.started(&families);
+        self.reporter.waiting(&self.engine, false);
         let mut changes = Vec::new();
         loop {
             let wait = self.wait();
@@ -99,6 +124,10 @@ impl<K: Kernel> Sync<K> {
                 Received::Closed => return,
                 Received::Timeout => (),
                 Received::Changes(_) => self.take(&mut changes),
+            }
+            self.take_settings();
+            if !self.has_turn() {
+                continue;
             }
             self.retry_refused();
             self.look_for_drift();
@@ -111,8 +140,30 @@ impl<K: Kernel> Sync<K> {
         }
     }
 
+    fn has_turn(&mut self) -> bool {
+        let Some(turn) = self.turn.as_mut() else { return true };
+        let come = turn();
+        if come {
+            self.turn = None;
+        }
+        come
+    }
+
+    fn take_settings(&mut self) {
+        let Some(live) = self.live.as_mut().filter(|it| it.has_changed().unwrap_or(false)) else {
+            return;
+        };
+        let Live { settings, min_sync_period, sync_period } = live.borrow_and_update().clone();
+        self.engine.set_settings(settings);
+        self.pace.set_periods(min_sync_period, sync_period);
+        self.retry_refused = sync_period;
+    }
+
     /// How long to wait for changes before doing something anyway; `None`: nothing else is to be done.
     fn wait(&self) -> Option<Duration> {
+        if self.turn.is_some() {
+            return Some(ASK_FOR_TURN_EVERY);
+        }
         let node =
             self.node_deadline.map_or(Duration::ZERO, |it| it.saturating_duration_since(now()));
         let pass = self.engine.has_work().then(|| self.pace.wait(now()).max(node));
@@ -132,6 +183,7 @@ impl<K: Kernel> Sync<K> {
                 "the own Node object has no addresses or does not exist (--hostname-override?); going on without"
             );
         }
+        self.reporter.waiting(&self.engine, self.node_deadline.is_some());
         self.engine.has_work() && self.node_deadline.is_none()
     }
 
@@ -197,6 +249,7 @@ impl<K: Kernel> Sync<K> {
                 }
                 // A long first sync must not hold up changes: they are taken in between and written first.
                 Pass::Again => {
+                    self.reporter.waiting(&self.engine, false);
                     let mut changes = Vec::new();
                     match self.changes.receive(&mut changes, MOST_CHANGES, Some(Duration::ZERO)) {
                         Received::Closed => return,
@@ -231,6 +284,10 @@ impl<K: Kernel> Sync<K> {
                     let refusal = self.engine.refused(rejections);
                     return self.refused(refusal);
                 }
+                Err(failure @ KernelError::NoRoom { .. }) => {
+                    self.engine.postponed();
+                    return self.give_up(&failure);
+                }
                 Err(failure) => {
                     self.engine.lost();
                     return self.give_up(&failure);
@@ -257,8 +314,13 @@ impl<K: Kernel> Sync<K> {
                 );
                 Pass::Again
             }
+            Refusal::Stale(rejection) => {
+                warn!(%rejection, "the kernel does not hold what it should; the tables will be read again");
+                Pass::Again
+            }
             Refusal::Program(rejections) => {
                 let first = rejections.first().map(ToString::to_string).unwrap_or_default();
+                self.reporter.start_failed(format!("the kernel refuses the program: {first}"));
                 error!(
                     refused = rejections.len(),
                     first,
@@ -270,12 +332,15 @@ impl<K: Kernel> Sync<K> {
     }
 
     fn give_up(&mut self, failure: &KernelError) -> Pass {
+        self.reporter.start_failed(failure.to_string());
         match failure {
-            KernelError::Unknown(_) | KernelError::Interrupted(_) => {
+            KernelError::Unknown(_) | KernelError::Interrupted(_) | KernelError::Unread(_) => {
                 info!(%failure, "the tables will be read again")
             }
             KernelError::Rejected(_)
             | KernelError::Unsupported(_)
+            | KernelError::Owned { .. }
+            | KernelError::NoRoom { .. }
             | KernelError::Socket { .. }
             | KernelError::Protocol { .. } => {
                 warn!(%failure, "the kernel's tables could not be brought up to date");
@@ -300,9 +365,15 @@ fn outcome_of(result: &Result<(), KernelError>) -> BatchResult {
     match result {
         Ok(()) => BatchResult::Committed,
         Err(KernelError::Rejected(_)) => BatchResult::Rejected,
-        Err(KernelError::Unknown(_) | KernelError::Interrupted(_)) => BatchResult::Uncertain,
+        Err(KernelError::Unknown(_) | KernelError::Interrupted(_) | KernelError::Unread(_)) => {
+            BatchResult::Uncertain
+        }
         Err(
-            KernelError::Unsupported(_) | KernelError::Socket { .. } | KernelError::Protocol { .. },
+            KernelError::Unsupported(_)
+            | KernelError::Owned { .. }
+            | KernelError::NoRoom { .. }
+            | KernelError::Socket { .. }
+            | KernelError::Protocol { .. },
         ) => BatchResult::Failed,
     }
 }

@@ -98,6 +98,11 @@ pub fn apply(plan: &[Setting], root: &Path) -> Vec<Result<Written, Refused>> {
     plan.iter().filter_map(|setting| apply_one(setting, root).transpose()).collect()
 }
 
+/// Whether a file of the plan is not there: connection tracking is not loaded yet, as on a node that has just started.
+pub fn is_missing(plan: &[Setting], root: &Path) -> bool {
+    plan.iter().any(|setting| !root.join(setting.path).exists())
+}
+
 /// `Ok(None)`: the setting was good already.
 fn apply_one(setting: &Setting, root: &Path) -> Result<Option<Written>, Refused> {
     let path = root.join(setting.path);
@@ -179,7 +184,11 @@ impl fmt::Display for Refused {
             None => write!(f, "cannot set {path} to {value}: {}", self.source)?,
         }
         let kind = self.source.kind();
-        f.write_str(if kind == io::ErrorKind::NotFound {
+        f.write_str(if self.path.ends_with("oom_score_adj") {
+            " (below the value it was started with it takes CAP_SYS_RESOURCE; set oomScoreAdj to -997 or more in a Pod)"
+        } else if kind == io::ErrorKind::NotFound && path.to_string().contains("/vs/") {
+            " (is the module ip_vs loaded? is /proc/sys visible?)"
+        } else if kind == io::ErrorKind::NotFound {
             " (is the module nf_conntrack loaded? is /proc/sys visible?)"
         } else if kind == io::ErrorKind::ReadOnlyFilesystem
             || kind == io::ErrorKind::PermissionDenied
@@ -263,6 +272,7 @@ mod tests {
         let written: Vec<_> = results.into_iter().map(Result::unwrap).collect();
         assert_eq!(written, [Written { setting: plan[0].clone(), before: 65_536 }]);
         assert_eq!(read(&root.path().join(MAX)).unwrap(), 400_000);
+        assert!(!is_missing(&plan, root.path()) && is_missing(&plan, Path::new("/does/not/exist")));
         assert!(apply(&plan, root.path()).is_empty(), "a second run finds nothing to do");
     }
 
@@ -298,6 +308,13 @@ mod tests {
         let shown = refused.to_string();
         assert!(shown.contains("cannot write 2") && shown.contains("it stays 1"), "{shown}");
         assert!(shown.contains("--init-only"), "{shown}");
+    }
+
+    #[test]
+    fn an_oom_score_that_is_refused_is_not_about_sysctls() {
+        let root = tempfile::tempdir().unwrap();
+        let shown = set_oom_score_adj(-999, root.path()).unwrap_err().to_string();
+        assert!(shown.contains("oomScoreAdj") && !shown.contains("init-only"), "{shown}");
     }
 
     #[test]

@@ -20,6 +20,7 @@ mod decode;
 mod directory;
 mod events;
 mod manifests;
+mod proxy;
 mod reflect;
 mod resource;
 mod stats;
@@ -34,11 +35,11 @@ use crate::objects::Context;
 
 pub use backoff::Backoff;
 pub use channel::{ChangeReceiver, ChangeSender, Received, SideSender, channel};
-pub use client::{ApiClient, ClientError, ConnectionPace, Server};
+pub use client::{ApiClient, ClientError, ConnectionPace, RequestObserver, RequestSeen, Server};
 pub use events::{Notice, NoticeKind, Outbox, Recorder, Regarding, recorder};
 pub use manifests::{Loaded, ManifestsError, load_manifests, watch_manifests};
 pub use reflect::WatchPace;
-pub use resource::REQUIRED_ROLE;
+pub use resource::{Permission, REQUIRED_ROLE};
 pub use stats::{ResourceStats, State, Stats};
 pub use trouble::{ApiError, Trouble};
 

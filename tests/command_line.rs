@@ -100,30 +100,6 @@ fn a_port_in_use_is_an_error_only_if_asked_for() {
     assert_eq!(patient.wait(), 0);
 }
 
-#[test]
-fn a_changed_configuration_file_ends_it() {
-    let _host = own_host();
-    let dir = tempfile::tempdir().unwrap();
-    let manifests = dir.path().display().to_string();
-    let path = dir.path().join("config");
-    let text = |adj: i32| {
-        format!(
-            "{{apiVersion: kubeproxy.config.k8s.io/v1alpha1, kind: KubeProxyConfiguration, mode: nftables, \
-             conntrack: {{maxPerCore: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}}, \
-             healthzBindAddress: '127.0.0.1:{}', metricsBindAddress: '127.0.0.1:{}', oomScoreAdj: {adj}, \
-             kubeFerry: {{manifests: {manifests}}}}}",
-            free_port(),
-            free_port()
-        )
-    };
-    std::fs::write(&path, text(0)).unwrap();
-    let mut proxy = Proxy::start_with(&[&format!("--config={}", path.display())], dir);
-    proxy.wait_for("serving metrics");
-    std::fs::write(&path, text(1)).unwrap();
-    assert_eq!(proxy.wait(), 1);
-    assert!(proxy.log.iter().any(|line| line.contains("has changed")), "{:?}", proxy.log);
-}
-
 /// Puts this thread, and so what it starts, into a network namespace of its own.
 fn own_host() -> Namespace {
     let host = crate::support::namespace::create(&["host"]).pop().unwrap();

@@ -1,4 +1,6 @@
 //! Others change our tables: it is noticed and set right, without a start and without a change of any object.
+//!
+//! Here the tables are everybody's; those that the kernel keeps others from changing are in `resilience`.
 
 use std::fs::write;
 
@@ -32,6 +34,7 @@ fn whatever_is_destroyed_comes_back() {
         "flush table ip kube-ferry",
         "add rule ip kube-ferry filter-input drop",
         "add chain ip kube-ferry theirs",
+        "add table ip kube-ferry { flags dormant; }",
     ]);
 }
 
@@ -50,6 +53,8 @@ fn check(destructions: &[&str]) {
         "--hostname-override=node-1",
         "--proxy-mode=nftables",
         "--cluster-cidr=10.1.0.0/16",
+        // Otherwise the kernel refuses all of this, if it is new enough.
+        "--own-tables=false",
     ];
     let arguments = arguments.map(str::to_owned).to_vec();
     let proxy = Proxy::start(&host, arguments, directory.path().join("log")).unwrap();

@@ -1,6 +1,8 @@
 //! The one integration test binary. The modules carry `cfg(test)` so that clippy knows them as tests.
 
 #[cfg(test)]
+mod cleanup;
+#[cfg(test)]
 mod codec;
 #[cfg(test)]
 mod command_line;
@@ -9,11 +11,15 @@ mod deploy;
 #[cfg(test)]
 mod drift;
 #[cfg(test)]
+mod operate;
+#[cfg(test)]
 mod properties;
 #[cfg(test)]
 mod real_input;
 #[cfg(test)]
 mod render;
+#[cfg(test)]
+mod resilience;
 #[cfg(test)]
 mod scenario;
 #[cfg(test)]

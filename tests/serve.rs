@@ -56,7 +56,7 @@ fn the_health_server_answers_any_method_and_nothing_else() {
     let address = world.serve_health();
     assert_eq!(request(address, "POST", "/livez").code, 200);
     assert_eq!(request(address, "HEAD", "/livez").body, "");
-    for path in ["/", "/readyz", "/metrics", "/healthz/"] {
+    for path in ["/", "/statusz", "/metrics", "/healthz/"] {
         let response = get(address, path);
         assert_eq!(
             (response.code, response.body.as_str()),
@@ -103,6 +103,37 @@ fn the_metrics_server_has_kube_proxy_s_paths() {
     assert_eq!(object["iptables"]["syncPeriod"], "30s");
     assert!(get(address, "/flagz").body.contains("\nv=2\n"));
     assert!(get(address, "/statusz").body.contains("Follows: kube-proxy v1."));
+}
+
+#[test]
+fn readyz_names_what_is_missing() {
+    use kube_ferry::model::Resource;
+    use kube_ferry::serve::Start;
+    let world = World::new();
+    let address = world.serve_health();
+    assert_eq!(get(address, "/readyz").code, 503);
+    world.health.started(Start::Lists(vec![Resource::EndpointSlice]));
+    let waiting = get(address, "/readyz");
+    assert!(waiting.body.ends_with(r#""ready":false,"missing":["the list of endpointslices"]}"#));
+    assert!(waiting.headers.contains(&"content-type: application/json".to_owned()));
+    world.health.started(Start::Done);
+    assert_eq!(get(address, "/readyz").code, 200);
+    world.health.started(Start::FirstSync(1));
+    assert_eq!(get(address, "/readyz").code, 200, "there is one first sync");
+}
+
+#[test]
+fn the_log_level_is_taken_with_profiling_only_and_pprof_never_is() {
+    let world = World::new();
+    let without = world.serve_metrics(&[]);
+    assert_eq!(put(without, "/debug/flags/v", "4").code, 404);
+    let with = world.serve_metrics(&["--profiling"]);
+    let answer = put(with, "/debug/flags/v", "4");
+    let said = "successfully set klog.logging.verbosity to 4";
+    assert_eq!((answer.code, answer.body.as_str()), (200, said));
+    assert_eq!(put(with, "/debug/flags/v", "much").code, 400);
+    assert_eq!(get(with, "/debug/flags/v").code, 406);
+    assert_eq!(get(with, "/debug/pprof/profile").code, 404);
 }
 
 #[test]
@@ -160,12 +191,19 @@ fn a_taken_port_is_tried_again_or_an_error() {
     let router = || health_router(world.health.clone(), world.metrics.clone());
     let server =
         Server { purpose: "health", option: "--healthz-bind-address", address, retry: None };
-    let error = world.runtime().block_on(server.run(router(), std::future::pending())).unwrap_err();
+    let error = world
+        .runtime()
+        .block_on(server.run(router(), turn(), std::future::pending(), drop))
+        .unwrap_err();
     assert!(error.to_string().contains("does another kube-proxy or kube-ferry run"), "{error}");
 
     let retry = Some(Duration::from_millis(5));
-    let waiting =
-        world.runtime().spawn(Server { retry, ..server }.run(router(), std::future::pending()));
+    let waiting = world.runtime().spawn(Server { retry, ..server }.run(
+        router(),
+        turn(),
+        std::future::pending(),
+        drop,
+    ));
     drop(taken);
     // A refused connection is the only thing to wait for; the deadline only ends a broken test.
     let deadline = Duration::from_secs(10);
@@ -210,7 +248,8 @@ pub(crate) fn exercise(metrics: &Metrics) {
         metrics.programmed(family, took);
         metrics.no_local_endpoints(family, PolicyKind::Internal, 1);
         metrics.rows_written(family, "frontends", RowOp::Delete, 1);
-        metrics.rows(family, "frontends", 1, Some(2));
+        metrics.set_elements(family, "frontends", 1);
+        metrics.set_size(family, "frontends", 2);
         metrics.drift_repaired(family);
         metrics.conntrack_reconciled(family, 1, took);
     }
@@ -243,6 +282,11 @@ struct World {
     health: SharedHealth,
     metrics: Metrics,
     runtime: Option<Arc<Runtime>>,
+}
+
+/// No other copy has the ports.
+fn turn() -> kube_ferry::serve::http::Turn {
+    tokio::sync::watch::channel(true).1
 }
 
 impl World {
@@ -279,7 +323,7 @@ impl World {
         let address = SocketAddr::from((ip, port));
         let retry = Some(Duration::from_millis(5));
         let server = Server { purpose: "test", option: "none", address, retry };
-        self.runtime().spawn(server.run(router, std::future::pending()));
+        self.runtime().spawn(server.run(router, turn(), std::future::pending(), drop));
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         while TcpStream::connect(address).is_err() {
             std::thread::yield_now();
@@ -307,8 +351,23 @@ fn get(address: SocketAddr, path: &str) -> Response {
 
 #[track_caller]
 fn request(address: SocketAddr, method: &str, path: &str) -> Response {
+    send(address, method, path, "")
+}
+
+#[track_caller]
+fn put(address: SocketAddr, path: &str, body: &str) -> Response {
+    send(address, "PUT", path, body)
+}
+
+#[track_caller]
+fn send(address: SocketAddr, method: &str, path: &str, body: &str) -> Response {
     let mut stream = TcpStream::connect(address).unwrap();
-    write!(stream, "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    let length = body.len();
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
+    )
+    .unwrap();
     let mut text = String::new();
     stream.read_to_string(&mut text).unwrap();
     let (head, body) = text.split_once("\r\n\r\n").unwrap();

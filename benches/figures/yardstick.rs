@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use kube_ferry::nft::Batch;
-use kube_ferry::nft::codec::{Ending, encode};
+use kube_ferry::nft::codec::{Ending, Ownership, encode};
 use kube_ferry::nft::render;
 use kube_ferry::nft::tables::Tables;
 use netlink_sys::protocols::NETLINK_NETFILTER;
@@ -36,8 +36,10 @@ pub(crate) fn nft_load(shape: Shape) -> Duration {
 
 /// How long the kernel works on the bytes of these batches: nothing but the system calls that send them.
 pub(crate) fn kernel_alone(batches: &[Batch]) -> Duration {
-    let all: Vec<Vec<u8>> =
-        batches.iter().map(|it| encode(it, 1, None, Ending::Commit).bytes).collect();
+    let all: Vec<Vec<u8>> = batches
+        .iter()
+        .map(|it| encode(it, 1, None, Ending::Commit, Ownership::Shared).bytes)
+        .collect();
     let mut socket = Socket::new(NETLINK_NETFILTER).unwrap();
     socket.bind_auto().unwrap();
     socket.connect(&SocketAddr::new(0, 0)).unwrap();

@@ -40,14 +40,20 @@ pub struct Args {
     /// Take objects from YAML and JSON files in this directory instead of an API server
     #[arg(long, value_name = "DIR")]
     pub manifests: Option<PathBuf>,
+    /// Let the kernel refuse changes of our tables by other programs, where it can (Linux 6.9) [default: true]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub own_tables: Option<bool>,
 
     /// Print what would be programmed and exit: ruleset (all of it, as nft input), diff (against the kernel), kernel
     /// (let the kernel check it)
     #[arg(long, value_name = "WHAT", num_args = 0..=1, require_equals = true, default_missing_value = "ruleset", help_heading = MODES)]
     pub dry_run: Option<DryRun>,
-    /// Remove everything that was programmed, and exit
+    /// Remove everything that was programmed, and what kube-proxy left in any of its modes, and exit
     #[arg(long, value_name = "BOOL", help_heading = MODES)]
     pub cleanup: Option<bool>,
+    /// Whose leftovers --cleanup removes: kube-proxy, kube-ferry (with kube-proxy back at work), all
+    #[arg(long, value_name = "WHOSE", help_heading = MODES)]
+    pub cleanup_of: Option<CleanupOf>,
     /// Do only what needs full privileges (kernel settings), and exit
     #[arg(long, value_name = "BOOL", help_heading = MODES)]
     pub init_only: Option<bool>,
@@ -143,7 +149,7 @@ pub struct Args {
     #[arg(long, value_name = "DURATION", help_heading = CONNTRACK, allow_hyphen_values = true)]
     pub conntrack_udp_timeout_stream: Option<GoDuration>,
 
-    /// Where /healthz and /livez are served [default: 0.0.0.0:10256]
+    /// Where /healthz, /livez and /readyz are served [default: 0.0.0.0:10256]
     #[arg(long, value_name = "IP:PORT", help_heading = SERVERS)]
     pub healthz_bind_address: Option<String>,
     /// Deprecated: port of --healthz-bind-address if it names none; 0 turns the server off [default: 10256]
@@ -158,7 +164,7 @@ pub struct Args {
     /// Exit when a server cannot listen, instead of trying again every 5 s
     #[arg(long, value_name = "BOOL", help_heading = SERVERS)]
     pub bind_address_hard_fail: Option<bool>,
-    /// Profiling endpoints on the metrics server (not implemented)
+    /// Take another log verbosity at /debug/flags/v of the metrics server (PUT); pprof has no counterpart here
     #[arg(long, value_name = "BOOL", help_heading = SERVERS)]
     pub profiling: Option<bool>,
     /// Show metrics hidden since this version, which must be the previous minor one (there are none)
@@ -239,6 +245,18 @@ pub enum DryRun {
     Diff,
     /// The kernel validates the real batch and throws it away.
     Kernel,
+}
+
+/// Whose leftovers `--cleanup` removes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum CleanupOf {
+    /// As kube-proxy's own `--cleanup`, and our tables.
+    #[default]
+    All,
+    /// What kube-proxy left, while we go on.
+    KubeProxy,
+    /// Our tables, while kube-proxy goes on.
+    KubeFerry,
 }
 
 /// What `--version` prints.
@@ -395,10 +413,12 @@ mod tests {
     fn optional_values_have_their_meaning() {
         check(&["--dry-run"], |args| args.dry_run == Some(DryRun::Ruleset));
         check(&["--dry-run=diff"], |args| args.dry_run == Some(DryRun::Diff));
+        check(&["--cleanup-of=kube-proxy"], |args| args.cleanup_of == Some(CleanupOf::KubeProxy));
         check(&["--version"], |args| args.version == Some(VersionFormat::Short));
         check(&["--version=raw"], |args| args.version == Some(VersionFormat::Raw));
         check(&["--version=false"], |args| args.version == Some(VersionFormat::Not));
         refuse(&["--dry-run=all"], "possible values: ruleset, diff, kernel");
+        refuse(&["--cleanup-of=docker"], "possible values: all, kube-proxy, kube-ferry");
     }
 
     #[test]

@@ -1,6 +1,12 @@
 //! Feature gates that kube-proxy knows and what setting them does here (reference 8.3).
+//!
+//! kube-proxy knows the gates of all components of its version, because clusters are configured with one list for all of
+//! them, and refuses any other name. We know those that mean something to a Service proxy. A name that is almost one of
+//! them is a mistake and refused: it was meant to have an effect. Any other is said to be left out and does no harm.
 
 use std::collections::BTreeMap;
+
+use super::settings::Notice;
 
 /// One gate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +67,7 @@ impl Default for FeatureGates {
 
 impl FeatureGates {
     /// Applies what was asked for; on errors returns one sentence for each.
-    pub fn new(asked: &BTreeMap<String, bool>) -> Result<(Self, Vec<String>), Vec<String>> {
+    pub fn new(asked: &BTreeMap<String, bool>) -> Result<(Self, Vec<Notice>), Vec<String>> {
         let mut gates = FeatureGates::default();
         let (mut notices, mut problems) = (Vec::new(), Vec::new());
         // AllAlpha and AllBeta move whole stages; what is named itself is applied after and wins.
@@ -75,7 +81,13 @@ impl FeatureGates {
                 continue;
             }
             match GATES.iter().find(|gate| gate.name == name) {
-                None => problems.push(unknown(name)),
+                None => match misspelt(name) {
+                    Some(known) => problems
+                        .push(format!("unrecognized feature gate: {name} (is {known} meant?)")),
+                    None => notices.push(Notice::Warn(format!(
+                        "feature gate {name} is left out: it is not one of a Service proxy"
+                    ))),
+                },
                 Some(gate) => gates.set(gate, value, &mut notices, &mut problems),
             }
         }
@@ -91,7 +103,7 @@ impl FeatureGates {
         &mut self,
         gate: &Gate,
         value: bool,
-        notices: &mut Vec<String>,
+        notices: &mut Vec<Notice>,
         problems: &mut Vec<String>,
     ) {
         let name = gate.name;
@@ -105,12 +117,14 @@ impl FeatureGates {
                 ));
             }
             OnlyDefault => problems.push(format!("feature gate {name}={value} is not implemented")),
-            NoEffect => notices.push(format!("feature gate {name} has no effect here")),
+            NoEffect => {
+                notices.push(Notice::Info(format!("feature gate {name} has no effect here")))
+            }
         }
         self.enabled.insert(name, value);
     }
 
-    fn set_stage(&mut self, stage: &str, value: bool, notices: &mut Vec<String>) {
+    fn set_stage(&mut self, stage: &str, value: bool, notices: &mut Vec<Notice>) {
         for gate in GATES.iter().filter(|gate| gate.stage == stage) {
             match gate.kind {
                 Implemented => {
@@ -118,7 +132,8 @@ impl FeatureGates {
                 }
                 Locked | OnlyDefault | NoEffect => {
                     if value != gate.default {
-                        notices.push(format!("feature gate {} stays {}", gate.name, gate.default));
+                        let said = format!("feature gate {} stays {}", gate.name, gate.default);
+                        notices.push(Notice::Info(said));
                     }
                 }
             }
@@ -126,9 +141,26 @@ impl FeatureGates {
     }
 }
 
-fn unknown(name: &str) -> String {
-    let known: Vec<&str> = GATES.iter().map(|gate| gate.name).collect();
-    format!("unrecognized feature gate: {name} (known: {})", known.join(", "))
+/// The gate that was probably meant: written in another case, or with up to two mistakes.
+fn misspelt(name: &str) -> Option<&'static str> {
+    let name = name.to_lowercase();
+    let near = |gate: &&Gate| distance(&name, &gate.name.to_lowercase()) <= 2;
+    GATES.iter().find(near).map(|gate| gate.name)
+}
+
+/// How many characters have to be put in, taken out or replaced to make one word of the other.
+fn distance(from: &str, to: &str) -> usize {
+    let mut row: Vec<usize> = (0..=to.chars().count()).collect();
+    for (index, a) in from.chars().enumerate() {
+        let mut diagonal = std::mem::replace(row.first_mut().unwrap_or(&mut 0), index + 1);
+        let mut left = index + 1;
+        for (above, b) in row.iter_mut().skip(1).zip(to.chars()) {
+            let best = (diagonal + usize::from(a != b)).min(left + 1).min(*above + 1);
+            diagonal = std::mem::replace(above, best);
+            left = best;
+        }
+    }
+    row.last().copied().unwrap_or_default()
 }
 
 /// Reads `A=true,B=false`, the spelling of `--feature-gates`.
@@ -153,7 +185,7 @@ mod tests {
     fn defaults_hold_when_nothing_is_asked() {
         let (gates, notices) = FeatureGates::new(&BTreeMap::new()).unwrap();
         assert!(gates.enabled("AllowServiceExternalIPs") && !gates.enabled("NativeHistograms"));
-        assert_eq!(notices, Vec::<String>::new());
+        assert_eq!(notices, Vec::<Notice>::new());
     }
 
     #[test]
@@ -167,7 +199,31 @@ mod tests {
         );
         check("NFTablesProxyMode=false", Err("feature is locked to true"));
         check("NativeHistograms=true", Err("NativeHistograms=true is not implemented"));
-        check("HumanoidServices=true", Err("unrecognized feature gate: HumanoidServices (known:"));
+    }
+
+    #[test]
+    fn gates_of_other_components_do_no_harm_and_misspelt_ones_are_refused() {
+        check(
+            "SidecarContainers=true",
+            Ok("feature gate SidecarContainers is left out: it is not one of a Service proxy"),
+        );
+        check(
+            "AllowServiceExternalIP=false",
+            Err(
+                "unrecognized feature gate: AllowServiceExternalIP (is AllowServiceExternalIPs meant?)",
+            ),
+        );
+        check("allowserviceexternalips=false", Err("is AllowServiceExternalIPs meant?"));
+        check("NFTableProxyMode=true", Err("is NFTablesProxyMode meant?"));
+    }
+
+    #[test]
+    fn distances_are_the_textbook_s() {
+        for (from, to, expected) in
+            [("", "", 0), ("", "abc", 3), ("abc", "", 3), ("kitten", "sitting", 3), ("ab", "ba", 2)]
+        {
+            assert_eq!(distance(from, to), expected, "{from} {to}");
+        }
     }
 
     #[test]
@@ -183,7 +239,13 @@ mod tests {
     fn check(asked: &str, expected: Result<&str, &str>) {
         let asked = parse_list(asked).unwrap().into_iter().collect();
         match (FeatureGates::new(&asked), expected) {
-            (Ok((_, notices)), Ok(notice)) => assert_eq!(notices.join("\n"), notice),
+            (Ok((_, notices)), Ok(notice)) => {
+                let text = |it: &Notice| match it {
+                    Notice::Info(text) | Notice::Warn(text) => text.clone(),
+                };
+                let notices: Vec<String> = notices.iter().map(text).collect();
+                assert_eq!(notices.join("\n"), notice);
+            }
             (Err(problems), Err(part)) => {
                 assert!(problems.join("\n").contains(part), "{problems:?}");
             }

@@ -7,11 +7,13 @@ use super::file::{
 use super::settings::Notice;
 
 /// Flags that count beside a file: actions, and what section 8.1 exempts.
-const BESIDE_A_FILE: [&str; 8] = [
+const BESIDE_A_FILE: [&str; 10] = [
     "config",
     "manifests",
+    "own-tables",
     "dry-run",
     "cleanup",
+    "cleanup-of",
     "init-only",
     "write-config-to",
     "master",

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::args::{Args, DryRun};
+use super::args::{Args, CleanupOf, DryRun};
 use super::feature_gates::FeatureGates;
 use super::file::{self, KubeProxyConfiguration};
 use super::validate::Problems;
@@ -31,6 +31,8 @@ pub struct Config {
     pub metrics: SocketAddr,
     /// A server that cannot listen ends the process instead of trying again.
     pub bind_hard_fail: bool,
+    /// The metrics server takes another verbosity at `/debug/flags/v`.
+    pub profiling: bool,
     /// The one bit of the packet mark that is ours, e.g. `0x4000`.
     pub masquerade_mark: u32,
     pub masquerade_all: bool,
@@ -40,23 +42,27 @@ pub struct Config {
     pub sync_period: Duration,
     /// Shortest time from the end of a sync to the next one.
     pub min_sync_period: Duration,
+    /// Let nobody else change our tables, if the kernel can see to that.
+    pub own_tables: bool,
     pub conntrack: Conntrack,
     pub oom_score_adj: i32,
     /// What operators should know; to be logged once logging works.
     pub notices: Vec<Notice>,
     /// The object that is in force, for `/configz` and `--write-config-to`.
     pub object: KubeProxyConfiguration,
-    /// The file it was read from; a change of it ends the process so that it starts anew.
+    /// The file it was read from, which is followed.
     pub file: Option<LoadedFile>,
     /// The flags that were typed, for `/flagz` and the log.
     pub flags: BTreeMap<String, String>,
 }
 
 /// The configuration file as it was read.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct LoadedFile {
     pub path: PathBuf,
     pub text: Arc<str>,
+    /// The command line, some flags of which win over the file.
+    pub args: Arc<Args>,
 }
 
 /// What the process is for.
@@ -64,7 +70,7 @@ pub struct LoadedFile {
 pub enum Action {
     Run,
     InitOnly,
-    Cleanup,
+    Cleanup(CleanupOf),
     WriteConfig(PathBuf),
     DryRun(DryRun),
 }
@@ -192,7 +198,8 @@ pub fn resolve(args: &Args, text: Option<&str>, hostname: &str) -> Result<Config
     problems.flags(args);
     let mut config = build(args, object, hostname, notices, &mut problems);
     if let (Some(path), Some(text)) = (&args.config, text) {
-        config.file = Some(LoadedFile { path: path.clone(), text: text.into() });
+        let args = Arc::new(args.clone());
+        config.file = Some(LoadedFile { path: path.clone(), text: text.into(), args });
     }
     problems.finish(config)
 }
@@ -231,12 +238,14 @@ fn build(
         healthz: problems.healthz(&object),
         metrics: problems.metrics(&object),
         bind_hard_fail: object.bind_address_hard_fail,
+        profiling: object.enable_profiling,
         masquerade_mark: 1 << masquerade_bit,
         masquerade_all,
         detect_local: problems.detect_local(&object),
         node_ports: problems.node_ports(&object),
         sync_period: sync.0,
         min_sync_period: sync.1,
+        own_tables: args.own_tables.unwrap_or(object.kube_ferry.own_tables),
         conntrack: problems.conntrack(&object),
         oom_score_adj: problems.oom_score_adj(&object),
         feature_gates,

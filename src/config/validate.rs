@@ -70,13 +70,17 @@ impl Problems {
                 "--cleanup, --init-only, --write-config-to and --dry-run exclude each other; give one of them".into(),
             );
         }
+        if args.cleanup_of.is_some() && args.cleanup != Some(true) {
+            self.found
+                .push("--cleanup-of says whose leftovers --cleanup removes; give both".into());
+        }
     }
 
     pub(super) fn action(&mut self, args: &Args) -> Action {
         if let Some(path) = &args.write_config_to {
             Action::WriteConfig(path.clone())
         } else if args.cleanup == Some(true) {
-            Action::Cleanup
+            Action::Cleanup(args.cleanup_of.unwrap_or_default())
         } else if let Some(what) = args.dry_run {
             Action::DryRun(what)
         } else if args.init_only == Some(true) {
@@ -146,7 +150,7 @@ impl Problems {
     pub(super) fn feature_gates(&mut self, object: &KubeProxyConfiguration) -> FeatureGates {
         match FeatureGates::new(&object.feature_gates) {
             Ok((gates, notices)) => {
-                self.notices.extend(notices.into_iter().map(Notice::Info));
+                self.notices.extend(notices);
                 gates
             }
             Err(problems) => {
@@ -231,7 +235,11 @@ impl Problems {
                 address
             }
             Err(_) => {
-                self.invalid(field, format!("{text:?}"), "must be IP:port");
+                self.invalid(
+                    field,
+                    format!("{text:?}"),
+                    "must be IP:port (names are not looked up)",
+                );
                 (Ipv4Addr::LOCALHOST, 0).into()
             }
         }
@@ -430,8 +438,10 @@ impl Problems {
         object: &KubeProxyConfiguration,
     ) -> Vec<Notice> {
         if object.enable_profiling {
-            let why = "profiling endpoints are not implemented; set it to false";
-            self.invalid("enableProfiling", true, why);
+            self.warn(
+                "enableProfiling: only /debug/flags/v is there; /debug/pprof shows a Go program from inside and answers 404 \
+                 here (perf(1) sees this process like any other)",
+            );
         }
         let version = object.show_hidden_metrics_for_version.as_str();
         if !version.is_empty() && version != PREVIOUS_MINOR {

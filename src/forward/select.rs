@@ -6,7 +6,7 @@ use std::num::NonZeroU16;
 
 use super::Backend;
 use super::topology::topology;
-use crate::model::{Endpoint, EndpointSlice, Family, Protocol, SlicePort};
+use crate::model::{Endpoint, Family, Protocol, SliceContent, SlicePort};
 
 /// An endpoint under one port number.
 #[derive(Clone, Copy, Debug)]
@@ -47,11 +47,12 @@ pub struct SlicePorts<'a>(Vec<SlicePortOf<'a>>);
 struct SlicePortOf<'a> {
     key: (&'a str, Protocol),
     number: NonZeroU16,
-    slice: &'a EndpointSlice,
+    endpoints: &'a [Endpoint],
+    weight: Option<NonZeroU16>,
 }
 
 impl<'a> SlicePorts<'a> {
-    pub fn of(slices: impl Iterator<Item = &'a EndpointSlice>, family: Family) -> Self {
+    pub fn of(slices: impl Iterator<Item = SliceContent<'a>>, family: Family) -> Self {
         let slices = slices.filter(|it| it.family == family);
         let mut ports: Vec<SlicePortOf<'a>> = slices
             .flat_map(|slice| {
@@ -59,7 +60,8 @@ impl<'a> SlicePorts<'a> {
                 slice.ports.iter().map(move |port| SlicePortOf {
                     key: of(port),
                     number: port.port,
-                    slice,
+                    endpoints: slice.endpoints,
+                    weight: slice.ipvs_weight,
                 })
             })
             .collect();
@@ -78,13 +80,12 @@ impl<'a> SlicePorts<'a> {
         let mut candidates: Vec<Candidate<'a>> = those
             .flat_map(|port| {
                 let backend = |it: &Endpoint| Backend { address: it.address, port: port.number };
-                port.slice
-                    .endpoints
+                port.endpoints
                     .iter()
                     .map(move |endpoint| Candidate {
                         backend: backend(endpoint),
                         endpoint,
-                        weight: port.slice.ipvs_weight,
+                        weight: port.weight,
                     })
             })
             .collect();

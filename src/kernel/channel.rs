@@ -38,13 +38,33 @@ const ERROR_OFFSET: u16 = 2;
 const EINTR: i32 = 4;
 const ENOBUFS: i32 = 105;
 
+/// What lies between a channel and its socket: nothing. Tests of faults put something there.
+pub trait Link: Send {
+    /// Sends one datagram; returns how much of it was sent.
+    fn send(&mut self, socket: &Socket, bytes: &[u8]) -> io::Result<usize> {
+        socket.send(bytes, MSG_DONTWAIT)
+    }
+
+    /// Puts the next datagram into an empty buffer; returns its whole length, even if that is more than fits.
+    fn receive(&mut self, socket: &Socket, buffer: &mut Vec<u8>) -> io::Result<usize> {
+        socket.recv(buffer, MSG_DONTWAIT | MSG_TRUNC)
+    }
+}
+
+/// The way it is outside of tests.
+struct Straight;
+
+impl Link for Straight {}
+
 /// Why a question has no answer.
 #[derive(Debug)]
 pub(super) enum Failure {
     /// The kernel said no.
     Refused(io::Error),
-    /// What was asked for changed meanwhile; the answer is worthless.
+    /// What was asked for changed meanwhile. The answer has come to its end, but may be of no moment in particular.
     Interrupted,
+    /// What was asked for changed meanwhile, and the kernel has not gone on with its answer.
+    Aborted,
     /// Answers were lost, or did not come.
     Lost(String),
     /// The socket failed.
@@ -58,8 +78,8 @@ impl Failure {
             Failure::Refused(error) | Failure::Socket(error) => {
                 KernelError::Socket { doing, error }
             }
-            Failure::Interrupted => KernelError::Interrupted(doing.to_owned()),
-            Failure::Lost(why) => KernelError::Protocol { doing, why },
+            Failure::Interrupted | Failure::Aborted => KernelError::Interrupted(doing.to_owned()),
+            Failure::Lost(why) => KernelError::Unread(format!("{doing}: {why}")),
         }
     }
 }
@@ -77,15 +97,17 @@ pub(super) struct ErrorMessage {
 /// A socket connected to the kernel.
 pub(super) struct Channel {
     socket: Socket,
+    link: Box<dyn Link>,
     buffer: Vec<u8>,
     next_seq: u32,
+    port: u32,
 }
 
 impl Channel {
     /// Opens a socket of that `NETLINK_*` protocol.
     pub(super) fn open(protocol: isize) -> io::Result<Channel> {
         let mut socket = Socket::new(protocol)?;
-        socket.bind_auto()?;
+        let port = socket.bind_auto()?.port_number();
         // Nobody but the kernel can send to a connected socket.
         socket.connect(&SocketAddr::new(0, 0))?;
         socket.set_ext_ack(true)?;
@@ -95,7 +117,18 @@ impl Channel {
         if sockopt::set_socket_recv_buffer_size_force(&socket, RECEIVE_BUFFER).is_err() {
             sockopt::set_socket_recv_buffer_size(&socket, RECEIVE_BUFFER)?;
         }
-        Ok(Channel { socket, buffer: Vec::with_capacity(DATAGRAM), next_seq: 1 })
+        let link = Box::new(Straight);
+        Ok(Channel { socket, link, buffer: Vec::with_capacity(DATAGRAM), next_seq: 1, port })
+    }
+
+    /// Puts something between this channel and its socket.
+    pub(super) fn set_link(&mut self, link: Box<dyn Link>) {
+        self.link = link;
+    }
+
+    /// The kernel's name for this socket.
+    pub(super) fn port(&self) -> u32 {
+        self.port
     }
 
     /// The number for the next message.
@@ -111,7 +144,7 @@ impl Channel {
     /// Sends bytes in one piece, with a bigger send buffer if needed.
     pub(super) fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.make_room(bytes.len())?;
-        let sent = self.socket.send(bytes, MSG_DONTWAIT)?;
+        let sent = self.link.send(&self.socket, bytes)?;
         if sent == bytes.len() {
             Ok(())
         } else {
@@ -142,8 +175,15 @@ impl Channel {
 
     /// The next datagram; `None` when there is none.
     fn receive(&mut self) -> Result<Option<&[u8]>, Failure> {
-        self.buffer.clear();
-        let length = match self.socket.recv(&mut self.buffer, MSG_DONTWAIT | MSG_TRUNC) {
+        let length = loop {
+            self.buffer.clear();
+            match self.link.receive(&self.socket, &mut self.buffer) {
+                // A signal; nothing was taken from the queue.
+                Err(error) if error.raw_os_error() == Some(EINTR) => (),
+                result => break result,
+            }
+        };
+        let length = match length {
             Ok(length) => length,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
             Err(error) if error.raw_os_error() == Some(ENOBUFS) => {
@@ -161,11 +201,22 @@ impl Channel {
     /// Throws away what has come, be it left of answers to earlier questions. Returns whether anything had, or was
     /// lost.
     pub(super) fn drain(&mut self) -> Result<bool, Failure> {
+        self.drain_and_look(|_, _| true)
+    }
+
+    /// As [`Channel::drain`], but messages that do not count, by type and payload, are nothing. Lost ones always count.
+    pub(super) fn drain_and_look(
+        &mut self,
+        counts: impl Fn(u16, &[u8]) -> bool,
+    ) -> Result<bool, Failure> {
         let mut any = false;
         loop {
             match self.receive() {
                 Ok(None) => return Ok(any),
-                Ok(Some(_)) | Err(Failure::Lost(_)) => any = true,
+                Ok(Some(datagram)) => {
+                    any |= Messages(datagram).any(|it| counts(it.kind, it.payload));
+                }
+                Err(Failure::Lost(_)) => any = true,
                 Err(failure) => return Err(failure),
             }
         }
@@ -260,7 +311,7 @@ fn step(message: &Message<'_>) -> Result<Step, Failure> {
 
 fn refused(errno: i32) -> Failure {
     match errno {
-        EINTR => Failure::Interrupted,
+        EINTR => Failure::Aborted,
         _ => Failure::Refused(io::Error::from_raw_os_error(errno)),
     }
 }

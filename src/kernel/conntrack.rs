@@ -40,6 +40,12 @@ impl Conntrack {
         Ok(Conntrack { dumps: open()?, deletions: open()?, filters: true })
     }
 
+    /// Makes the kernel load connection tracking, with its settings below /proc, if it is a module that nobody needed yet:
+    /// being asked is enough.
+    pub fn load(&mut self) -> Result<(), KernelError> {
+        self.udp_flows(Family::V4, |_| ())
+    }
+
     /// Hands every UDP flow of the family to `take`, as the kernel tells them; no list of them is kept.
     ///
     /// Flows that come and go meanwhile may be left out or come twice.

@@ -1,5 +1,7 @@
 //! A kernel in memory, as strict as the real one, that can be told to fail.
 
+mod ipvs;
+
 use std::collections::BTreeMap;
 
 use super::{Kernel, KernelError, Rejection};
@@ -8,6 +10,8 @@ use crate::nft::render;
 use crate::nft::schema::{Batch, ObservedTable, Op, Owner};
 use crate::nft::skeleton::Program;
 use crate::nft::tables::Tables;
+
+pub use ipvs::MemoryIpvs;
 
 /// Holds tables as values. Its fields are for tests to look at and to tamper with.
 #[derive(Clone, Debug, Default)]
@@ -33,6 +37,8 @@ pub enum Failure {
     Rejected(i32),
     /// The socket fails with this errno.
     Socket(i32),
+    /// There is no memory, or no room in the socket.
+    NoRoom,
     /// Carried out, but the acknowledgement is lost.
     UnknownApplied,
     /// Not carried out, and nothing is heard of it.
@@ -102,6 +108,10 @@ impl Kernel for MemoryKernel {
             Some(Failure::Socket(errno)) => {
                 let error = std::io::Error::from_raw_os_error(errno);
                 Err(KernelError::Socket { doing: "sending a batch", error })
+            }
+            Some(Failure::NoRoom) => {
+                let error = std::io::ErrorKind::OutOfMemory.into();
+                Err(KernelError::NoRoom { doing: "sending a batch", error })
             }
             Some(Failure::UnknownApplied) => {
                 self.carry_out(batch)?;

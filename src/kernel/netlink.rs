@@ -1,27 +1,35 @@
 //! nf_tables through a netlink socket.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
-use super::channel::{Channel, ErrorMessage, Failure};
+use super::channel::{Channel, ErrorMessage, Failure, Link};
 use super::{Kernel, KernelError, Rejection};
 use crate::model::Family;
-use crate::nft::codec::{Encoded, Ending, Observation, Place, encode, query};
+use crate::nft::codec::query::{self, TableHead};
+use crate::nft::codec::{Encoded, Ending, Observation, Ownership, Place, encode};
 use crate::nft::render;
 use crate::nft::schema::{Batch, ObservedTable, Op, Owner};
 use crate::nft::skeleton::Program;
+
+mod ownership;
 
 /// How often tables are read anew when others change some meanwhile.
 const READ_ATTEMPTS: usize = 5;
 
 const EPERM: i32 = 1;
+const ENOMEM: i32 = 12;
+const EBUSY: i32 = 16;
 const ENFILE: i32 = 23;
+const EMSGSIZE: i32 = 90;
+const ENOBUFS: i32 = 105;
 const ENOENT: i32 = 2;
 const EINTR: i32 = 4;
 const EINVAL: i32 = 22;
 const ERESTART: i32 = 85;
+const EOPNOTSUPP: i32 = 95;
 
 /// The tables of the network namespace in which it was made.
 pub struct NetlinkKernel {
@@ -30,6 +38,9 @@ pub struct NetlinkKernel {
     tolerant: bool,
     /// The generation after our last look or commit; another one means that somebody else has changed something.
     generation: Option<u32>,
+    ownership: Ownership,
+    /// Families whose table belongs to our socket.
+    owned: BTreeSet<Family>,
 }
 
 impl NetlinkKernel {
@@ -37,11 +48,23 @@ impl NetlinkKernel {
     pub fn new() -> Result<NetlinkKernel, KernelError> {
         let channel = Channel::open(NETLINK_NETFILTER)
             .map_err(|error| KernelError::Socket { doing: "opening a netlink socket", error })?;
-        let mut kernel = NetlinkKernel { channel, tolerant: false, generation: None };
+        let mut kernel = NetlinkKernel {
+            channel,
+            tolerant: false,
+            generation: None,
+            ownership: Ownership::default(),
+            owned: BTreeSet::new(),
+        };
         match kernel.generation() {
             Ok(_) => Ok(kernel),
             Err(error) => Err(explained(error)),
         }
+    }
+
+    /// Puts something between us and the kernel, which makes faults.
+    pub fn through(mut self, link: impl Link + 'static) -> NetlinkKernel {
+        self.channel.set_link(Box::new(link));
+        self
     }
 
     /// The number that every change of any table in the namespace increases. One message there and one back.
@@ -85,17 +108,19 @@ impl NetlinkKernel {
             return Ok(());
         }
         self.channel.drain().map_err(|failure| failure.into_error(DOING))?;
-        let encoded = encode(batch, self.channel.next_seq(), generation, ending);
+        let encoded = encode(batch, self.channel.next_seq(), generation, ending, self.ownership);
         self.channel.set_next_seq(encoded.next_seq());
         self.channel.send(&encoded.bytes).map_err(|error| match error.raw_os_error() {
             Some(EINTR) => KernelError::Interrupted("a signal".to_owned()),
+            Some(ENOMEM | ENOBUFS | EMSGSIZE) => KernelError::NoRoom { doing: DOING, error },
             _ => KernelError::Socket { doing: DOING, error },
         })?;
         let answers = self.channel.errors().map_err(|failure| match failure {
             Failure::Lost(why) => KernelError::Unknown(why),
-            other @ (Failure::Refused(_) | Failure::Interrupted | Failure::Socket(_)) => {
-                other.into_error(DOING)
-            }
+            other @ (Failure::Refused(_)
+            | Failure::Interrupted
+            | Failure::Aborted
+            | Failure::Socket(_)) => other.into_error(DOING),
         })?;
         judge(batch, &encoded, &answers)
     }
@@ -103,10 +128,11 @@ impl NetlinkKernel {
     fn read_tables(
         &mut self,
         program: &Program,
+        unownable: &[Family],
     ) -> Result<BTreeMap<Family, ObservedTable>, KernelError> {
         let mut tables = BTreeMap::new();
         for family in Family::ALL {
-            if let Some(table) = self.read_table(program, family)? {
+            if let Some(table) = self.read_table(program, family, unownable.contains(&family))? {
                 tables.insert(family, table);
             }
         }
@@ -117,9 +143,10 @@ impl NetlinkKernel {
         &mut self,
         program: &Program,
         family: Family,
+        unownable: bool,
     ) -> Result<Option<ObservedTable>, KernelError> {
-        let Some(objects) = self.count_objects(family)? else { return Ok(None) };
-        let mut table = Observation::new(family, program, objects);
+        let Some(head) = self.look_at_table(family)? else { return Ok(None) };
+        let mut table = Observation::new(family, program, head, unownable);
         self.ask(
             "reading sets",
             |seq| query::sets(family, seq),
@@ -146,21 +173,21 @@ impl NetlinkKernel {
     }
 
     /// `None`: there is no table.
-    fn count_objects(&mut self, family: Family) -> Result<Option<u32>, KernelError> {
+    fn look_at_table(&mut self, family: Family) -> Result<Option<TableHead>, KernelError> {
         const DOING: &str = "looking for our table";
-        let mut objects = None;
+        let mut head = None;
         let answer = self.channel.ask(
             |seq| query::table(family, seq),
-            |kind, payload| objects = query::read_table(kind, payload),
+            |kind, payload| head = query::read_table(kind, payload),
         );
         match answer {
             Err(Failure::Refused(error)) if error.raw_os_error() == Some(ENOENT) => Ok(None),
             Err(failure) => Err(failure.into_error(DOING)),
-            Ok(()) if objects.is_none() => Err(KernelError::Protocol {
+            Ok(()) if head.is_none() => Err(KernelError::Protocol {
                 doing: DOING,
-                why: "there is no count of objects in it".to_owned(),
+                why: "it has no count of objects, or an owner without a name".to_owned(),
             }),
-            Ok(()) => Ok(objects),
+            Ok(()) => Ok(head),
         }
     }
 }
@@ -170,11 +197,12 @@ impl Kernel for NetlinkKernel {
         &mut self,
         program: &Program,
     ) -> Result<BTreeMap<Family, ObservedTable>, KernelError> {
+        let unownable = self.claim_tables()?;
         for _ in 0..READ_ATTEMPTS {
             let before = self.generation()?;
-            match self.read_tables(program) {
+            match self.read_tables(program, &unownable) {
                 // A table, or a set, that went between two questions.
-                Err(KernelError::Interrupted(_)) => continue,
+                Err(KernelError::Interrupted(_) | KernelError::Unread(_)) => continue,
                 Err(error) if is_absence(&error) && self.generation()? != before => continue,
                 Err(error) => return Err(error),
                 Ok(tables) if self.generation()? == before => {
@@ -188,7 +216,7 @@ impl Kernel for NetlinkKernel {
         // undisturbed; ours, which nobody else changes, can be read all the same. If somebody did change them, the next
         // commit is refused and they are read again.
         self.tolerant = true;
-        let tables = self.read_tables(program);
+        let tables = self.read_tables(program, &unownable);
         self.tolerant = false;
         tables
     }
@@ -206,7 +234,17 @@ impl Kernel for NetlinkKernel {
     fn changed_by_others(&mut self) -> Result<bool, KernelError> {
         let now = self.generation()?;
         let known = self.generation.replace(now);
-        Ok(known.is_some_and(|known| known != now))
+        if known.is_none_or(|known| known == now) {
+            return Ok(false);
+        }
+        match self.still_owns_all() {
+            Ok(owned) => Ok(!owned),
+            Err(error) => {
+                // Ask again: the change is not dealt with.
+                self.generation = known;
+                Err(error)
+            }
+        }
     }
 
     fn validate(&mut self, batch: &Batch) -> Result<(), KernelError> {
@@ -234,12 +272,15 @@ impl NetlinkKernel {
             (Ok(()), Some(before)) if !batch.is_empty() => Some(before.checked_add(1).unwrap_or(1)),
             (_, generation) => generation,
         };
+        if result.is_ok() {
+            self.remember_owned(batch);
+        }
         result
     }
 }
 
 /// What an error of the very first question means.
-fn explained(error: KernelError) -> KernelError {
+pub(super) fn explained(error: KernelError) -> KernelError {
     if let KernelError::Socket { error, .. } = &error
         && error.raw_os_error() == Some(EINVAL)
     {
@@ -267,6 +308,7 @@ fn is_absence(error: &KernelError) -> bool {
 /// What the kernel's answers to a batch mean. One error is enough: then nothing was carried out, even if the last
 /// operation as such was acknowledged.
 fn judge(batch: &Batch, encoded: &Encoded, answers: &[ErrorMessage]) -> Result<(), KernelError> {
+    const DOING: &str = "changing nf_tables";
     let ours = |it: &&ErrorMessage| encoded.locate(it.seq, it.offset) != Place::Elsewhere;
     let errors: Vec<&ErrorMessage> =
         answers.iter().filter(ours).filter(|it| it.errno != 0).collect();
@@ -284,9 +326,15 @@ fn judge(batch: &Batch, encoded: &Encoded, answers: &[ErrorMessage]) -> Result<(
                 let what = "the generation is another one";
                 return Err(KernelError::Interrupted(what.to_owned()));
             }
-            (EPERM, Place::Batch) => {
-                let error = io::Error::from_raw_os_error(EPERM);
-                return Err(KernelError::Socket { doing: "changing nf_tables", error });
+            // No Service is to blame: every operation on a table that somebody else owns is refused like this.
+            (EPERM, _) => return Err(ownership::not_permitted(DOING)),
+            (ENOMEM | ENOBUFS, _) => {
+                let error = io::Error::from_raw_os_error(error.errno);
+                return Err(KernelError::NoRoom { doing: DOING, error });
+            }
+            // Not about an operation, so no Service is to blame.
+            (EBUSY, Place::Batch) => {
+                return Err(KernelError::Interrupted("the kernel is busy".to_owned()));
             }
             _ => (),
         }

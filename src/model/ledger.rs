@@ -58,6 +58,14 @@ impl Ledger {
         self.complete
     }
 
+    /// What has to be listed and was not yet.
+    pub(super) fn missing(&self) -> impl Iterator<Item = Resource> {
+        let resources =
+            [Resource::Service, Resource::EndpointSlice, Resource::Node, Resource::ServiceCidr];
+        let lists = resources.into_iter().zip(&self.lists);
+        lists.filter(|(_, list)| list.required && !list.listed).map(|(resource, _)| resource)
+    }
+
     fn list(&mut self, resource: Resource) -> &mut List {
         let [service, slice, node, cidr] = &mut self.lists;
         match resource {

@@ -29,21 +29,21 @@ pub(crate) fn service_port(name: &str, protocol: Protocol, number: u16) -> Servi
     ServicePort { name: name.into(), protocol, port: port(number), node_port: None }
 }
 
-pub(crate) fn family(cluster_ip: &str) -> ServiceFamily {
+pub(crate) fn family(cluster_ip: &str) -> Box<ServiceFamily> {
     let source_ranges = SourceRanges::Unrestricted;
-    ServiceFamily {
+    Box::new(ServiceFamily {
         cluster_ip: ip(cluster_ip),
         external_ips: vec![],
         load_balancer_ips: vec![],
         source_ranges,
-    }
+    })
 }
 
 /// A ClusterIP Service with the port "p80" 80/TCP.
 pub(crate) fn service(title: &str, cluster_ip: &str) -> Service {
     Service {
         name: name(title),
-        uid: "".into(),
+        uid: None,
         created: 0,
         v4: Some(cluster_ip).filter(|it| !it.contains(':')).map(family),
         v6: Some(cluster_ip).filter(|it| it.contains(':')).map(family),
@@ -264,10 +264,10 @@ fn services() -> impl Strategy<Value = Service> {
             external_policy,
         )| Service {
             name: name(&format!("ns/s{number}")),
-            uid: "".into(),
+            uid: None,
             created,
-            v4,
-            v6,
+            v4: v4.map(Box::new),
+            v6: v6.map(Box::new),
             ports,
             affinity,
             internal_policy,

@@ -6,19 +6,19 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::name::{Family, ObjectName, Protocol};
+use super::name::{Family, ObjectName, Protocol, Uid};
 use super::scheduler::Scheduler;
 
 /// A Service that is to be proxied; headless, ExternalName and foreign ones never get this far.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Service {
     pub name: ObjectName,
-    /// `metadata.uid`, only to let Events refer to the object; empty when unknown.
-    pub uid: Arc<str>,
+    /// `metadata.uid`, only to let Events refer to the object.
+    pub uid: Option<Uid>,
     /// `metadata.creationTimestamp` in seconds since the epoch; the older of two claimants of one address wins.
     pub created: i64,
-    pub v4: Option<ServiceFamily>,
-    pub v6: Option<ServiceFamily>,
+    pub v4: Option<Box<ServiceFamily>>,
+    pub v6: Option<Box<ServiceFamily>>,
     pub ports: Vec<ServicePort>,
     /// ClientIP affinity: timeout in seconds.
     pub affinity: Option<u32>,
@@ -34,14 +34,14 @@ pub struct Service {
 impl Service {
     pub fn family(&self, family: Family) -> Option<&ServiceFamily> {
         match family {
-            Family::V4 => self.v4.as_ref(),
-            Family::V6 => self.v6.as_ref(),
+            Family::V4 => self.v4.as_deref(),
+            Family::V6 => self.v6.as_deref(),
         }
     }
 }
 
 /// The addresses of a Service in one family. A Service without a cluster IP in a family does not exist in it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ServiceFamily {
     pub cluster_ip: IpAddr,
     /// Sorted, without duplicates.
@@ -52,7 +52,7 @@ pub struct ServiceFamily {
 }
 
 /// Who may reach the load-balancer addresses (reference 2.5).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum SourceRanges {
     Unrestricted,
     /// Host bits masked off, sorted, never empty, no prefix of length zero.
@@ -60,7 +60,7 @@ pub enum SourceRanges {
 }
 
 /// One port of a Service. Identity within the Service is (name, protocol).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ServicePort {
     /// Empty for the unnamed port.
     pub name: Arc<str>,

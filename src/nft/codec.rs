@@ -17,10 +17,13 @@ mod lower;
 mod observe;
 pub(crate) mod query;
 mod set;
-mod uapi;
+pub(crate) mod uapi;
 mod userdata;
 pub(crate) mod wire;
 
-pub use batch::{Encoded, Ending, encode};
-pub(crate) use batch::{NFNL_SUBSYS_NFTABLES, Place};
+pub(crate) use batch::{
+    BATCH_GENID, NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END, NFNL_SUBSYS_NFTABLES, Place,
+    probe_ownership, write_nfgenmsg,
+};
+pub use batch::{Encoded, Ending, Ownership, encode};
 pub use observe::Observation;

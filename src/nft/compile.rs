@@ -18,7 +18,7 @@ use change::Undo;
 use groups::Groups;
 use pending::Pending;
 use plan::{Planner, Unclaimed};
-use programmed::{Claim, Programmed};
+use programmed::{Claim, Services};
 use rows::RowId;
 use table::TableState;
 
@@ -43,7 +43,7 @@ pub struct Compiler {
     tables: BTreeMap<Family, TableState>,
     /// Tables of families that are not proxied (any more).
     doomed: BTreeSet<Family>,
-    services: FxHashMap<Owner, Programmed>,
+    services: Services,
     claims: FxHashMap<Claim, Owner>,
     /// How many Services have a shared row.
     shared: FxHashMap<(SetName, IpAddr), u32>,
@@ -79,7 +79,7 @@ impl Compiler {
             groups: families.iter().map(|it| (*it, Groups::default())).collect(),
             program,
             doomed: BTreeSet::new(),
-            services: FxHashMap::default(),
+            services: Services::default(),
             claims: FxHashMap::default(),
             shared: FxHashMap::default(),
             timeouts: BTreeMap::new(),
@@ -116,7 +116,7 @@ impl Compiler {
     /// An address and port that another Service still holds goes over to this one.
     pub fn stage(&mut self, owner: Owner, forwarding: &ServiceForwarding) {
         self.take_over_claims(owner, forwarding);
-        let old = self.services.get(&owner).cloned().unwrap_or_default();
+        let old = self.services.get(owner);
         let mut planner = Planner {
             owner,
             unclaimed: &self.unclaimed,
@@ -166,7 +166,7 @@ impl Compiler {
     pub fn batch(&self) -> Batch {
         let mut ops = Vec::new();
         for family in &self.doomed {
-            ops.extend([Op::AddTable(*family), Op::DeleteTable(*family)]);
+            ops.push(Op::DeleteTable(*family));
         }
         for (family, table) in &self.tables {
             let resizes = self.resizes(*family);
@@ -212,6 +212,12 @@ impl Compiler {
         self.pending.clear();
         self.tables.values_mut().for_each(TableState::rollback);
         self.groups.values_mut().for_each(Groups::rollback);
+    }
+
+    /// How many elements each set has room for; sets without a limit are left out.
+    pub fn set_sizes(&self) -> impl Iterator<Item = (Family, SetName, u32)> + '_ {
+        let tables = self.tables.iter();
+        tables.flat_map(|(family, table)| table.sizes().map(|(set, size)| (*family, set, size)))
     }
 
     /// Rows that the kernel is believed to have.

@@ -9,10 +9,12 @@ use super::skeleton;
 use super::tables::{Table, Tables, family_of};
 use crate::model::Family;
 use row::element;
-use statement::{family_word, fields, rule, types};
+use statement::{fields, rule, types};
 
 mod row;
 mod statement;
+
+pub(crate) use statement::family_word;
 
 /// Input for `nft -f` that replaces our tables by these, in one transaction.
 pub fn ruleset(tables: &Tables) -> String {

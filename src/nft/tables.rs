@@ -92,8 +92,8 @@ impl Tables {
             return Ok(new.then_some(Undo::Table(family, None)));
         }
         if let Op::DeleteTable(family) = *op {
-            let old = self.0.remove(&family).ok_or(ENOENT)?;
-            return Ok(Some(Undo::Table(family, Some(old))));
+            let old = self.0.remove(&family);
+            return Ok(old.map(|old| Undo::Table(family, Some(old))));
         }
         let family = family_of(op);
         self.0.get_mut(&family).ok_or(ENOENT)?.carry_out(family, op)

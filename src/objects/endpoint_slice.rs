@@ -50,7 +50,7 @@ pub fn endpoint_slice(
         return Converted::unusable(report.whole("invalid-name", message));
     }
     let service =
-        ObjectName { namespace: Arc::clone(&report.name.namespace), name: interner.text(service) };
+        ObjectName { namespace: Arc::clone(&report.name.namespace), name: service.into() };
     let ports = ports(raw, interner, &mut report);
     let endpoints = endpoints(context, family, raw, interner, &mut report);
     if ports.len().saturating_mul(endpoints.len()) > PRODUCT_LIMIT {

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use super::report::{Report, excerpt, is_name};
 use super::{Context, Converted, Interner, PRODUCT_LIMIT, raw};
 use crate::model::{
-    Change, Family, Protocol, Resource, Scheduler, Service, ServicePort, Skipped, TrafficPolicy,
+    Change, Family, Protocol, Resource, Scheduler, Service, ServicePort, Skipped, TrafficPolicy, Uid,
 };
 pub(super) use addresses::usable_ip;
 use addresses::{Addresses, cluster_ips};
@@ -84,12 +84,12 @@ fn convert(
     }
     let family = |wanted| {
         let cluster_ip = *cluster_ips.iter().find(|it| Family::of(**it) == wanted)?;
-        Some(addresses.family(wanted, cluster_ip))
+        Some(Box::new(addresses.family(wanted, cluster_ip)))
     };
     let (v4, v6) = (family(Family::V4), family(Family::V6));
     Ok(Service {
         name: report.name.clone(),
-        uid: raw.metadata.uid.text().into(),
+        uid: Uid::parse(raw.metadata.uid.text()),
         created: created(&raw.metadata),
         v4,
         v6,

@@ -58,7 +58,7 @@ fn read_objects(config: &Config, engine: &mut Engine) -> anyhow::Result<()> {
     let addresses = Addresses::new().map(|it| it.current().clone()).unwrap_or_default();
     engine.apply(Change::HostAddresses(addresses));
     let (runtime, thread) = super::start_runtime()?;
-    let source = start::open(config, &runtime)?;
+    let source = start::open(config, &runtime, None)?;
     let (sender, mut changes) =
         watch::channel(MOST_CHANGES).context("cannot start the queue of changes")?;
     let (recorder, outbox) = watch::recorder(config.node_name.clone());

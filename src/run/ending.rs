@@ -1,19 +1,18 @@
 //! When and why the process ends.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
-use tracing::{debug, warn};
 
 /// Why the process ends while it could go on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ending {
     /// SIGTERM or SIGINT. Rules stay in the kernel.
     Signal(&'static str),
-    /// The configuration file has other contents now; whoever started us starts us anew.
-    ConfigChanged(PathBuf),
+    /// The configuration file has other contents now, and these fields count from the start on; whoever started us
+    /// starts us anew.
+    ConfigChanged { path: PathBuf, fields: Vec<String> },
     /// A part of the process cannot go on.
     Failed(String),
 }
@@ -79,33 +78,6 @@ async fn received(signal: &mut Signal) {
     }
 }
 
-/// Asks for the end when the file's contents are not `known` any more.
-///
-/// It is read again and again rather than watched by inotify: a ConfigMap volume changes by swapping a symbolic link
-/// two directories up, and an editor by renaming; the contents are what matters. A file that is gone or cannot be
-/// read for a while is no change.
-pub(super) async fn on_config_change(stop: Stop, path: PathBuf, known: Vec<u8>, every: Duration) {
-    let mut tick = tokio::time::interval(every);
-    let mut readable = true;
-    loop {
-        tick.tick().await;
-        match std::fs::read(&path) {
-            Ok(contents) if contents == known => readable = true,
-            Ok(contents) if contents.is_empty() => {
-                // Truncated, about to be written.
-                debug!(path = %path.display(), "the configuration file is empty; waiting");
-            }
-            Ok(_) => return stop.ask(Ending::ConfigChanged(path)),
-            Err(error) => {
-                if readable {
-                    warn!(path = %path.display(), %error, "cannot read the configuration file; going on with what was read");
-                }
-                readable = false;
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,43 +90,6 @@ mod tests {
         stop.ask(Ending::Failed("later".into()));
         assert_eq!(stop.asked(), Some(Ending::Signal("SIGTERM")));
         assert_eq!(runtime().block_on(stop.wait()), Ending::Signal("SIGTERM"));
-    }
-
-    #[test]
-    fn a_swapped_link_is_a_change_and_the_same_contents_are_not() {
-        let dir = tempfile::tempdir().unwrap();
-        let at = |name: &str| dir.path().join(name);
-        std::fs::write(at("1"), "a").unwrap();
-        std::fs::write(at("2"), "a").unwrap();
-        std::fs::write(at("3"), "b").unwrap();
-        let swap = |to: &str| {
-            std::os::unix::fs::symlink(to, at("new")).unwrap();
-            std::fs::rename(at("new"), at("config")).unwrap();
-        };
-        swap("1");
-        let watched = |steps: &[&dyn Fn()]| {
-            let stop = Stop::default();
-            runtime().block_on(async {
-                let watch = on_config_change(
-                    stop.clone(),
-                    at("config"),
-                    b"a".to_vec(),
-                    Duration::from_millis(1),
-                );
-                tokio::pin!(watch);
-                for step in steps {
-                    step();
-                    tokio::select! {
-                        () = &mut watch => break,
-                        () = tokio::time::sleep(Duration::from_millis(20)) => {}
-                    }
-                }
-            });
-            stop.asked()
-        };
-        let remove = || std::fs::remove_file(at("config")).unwrap();
-        assert_eq!(watched(&[&|| swap("2"), &remove, &|| swap("1")]), None);
-        assert_eq!(watched(&[&|| swap("3")]), Some(Ending::ConfigChanged(at("config"))));
     }
 
     fn runtime() -> tokio::runtime::Runtime {

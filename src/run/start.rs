@@ -8,23 +8,24 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use tokio::sync::watch;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
+use super::turn::Turn;
 use super::{Ending, Shell, Stop};
 use crate::config::{Config, NodePortSelector, Source};
 use crate::conntrack::Sweep;
 use crate::kernel::netlink::NetlinkKernel;
-use crate::kernel::{Addresses, Conntrack};
+use crate::kernel::{Addresses, Conntrack, KernelError};
 use crate::model::{Change, Cluster, Family, Resource};
 use crate::objects::Context;
-use crate::serve::{Metrics, NodePortHealth, SharedHealth};
+use crate::serve::{Metrics, NodePortHealth, SharedHealth, Start};
 use crate::sync::engine::Engine;
-use crate::sync::facts::Settings;
+use crate::sync::facts::{Live, Settings};
 use crate::sync::pace::Pace;
 use crate::sync::{HealthChecks, Ports, Sync};
 use crate::watch::{
     self as watching, ApiClient, ConnectionPace, Notice, NoticeKind, Outbox, Recorder, Regarding,
-    Server, SideSender, WatchPace, Watching,
+    RequestSeen, Server, SideSender, WatchPace, Watching,
 };
 
 /// Changes that wait at most between the watchers and the loop; a fuller queue stops the reading from the network.
@@ -41,14 +42,26 @@ const FIRST_SWEEP_RETRY: Duration = Duration::from_millis(500);
 const LONGEST_SWEEP_RETRY: Duration = Duration::from_secs(30);
 
 /// Runs the loop on this thread until the end is asked for.
-pub(super) fn sync(shell: &Shell) -> anyhow::Result<()> {
+pub(super) fn sync(shell: &Shell, outbox: Outbox) -> anyhow::Result<()> {
     let config = &shell.config;
-    let kernel = NetlinkKernel::new().context("cannot program nftables")?;
+    let step = |step| {
+        // Each of these asks the kernel or reads files: under load, or behind a lock of the kernel, it may take long.
+        debug!(step, "starting");
+        shell.health.started(Start::Step(step));
+    };
+    step("opening nf_tables");
+    let mut kernel = NetlinkKernel::new().context("cannot program nftables")?;
+    if config.own_tables {
+        own_tables(&mut kernel).context("cannot program nftables")?;
+    }
+    step("reading the host's addresses");
     let addresses = Addresses::new().context("cannot read the host's addresses")?;
+    step("reading the credentials for the API server, or the directory of manifests");
     let source = open_source(config, shell)?;
+    step("starting the watches");
     let (sender, changes) =
         watching::channel(QUEUE).context("cannot start the queue of changes")?;
-    let (recorder, outbox) = watching::recorder(config.node_name.clone());
+    let recorder = shell.recorder.clone();
     start_events(shell, &source, outbox, &recorder);
     // The addresses are queued before anything else: nothing is written before all lists are there, so the loop knows
     // them by then.
@@ -64,6 +77,7 @@ pub(super) fn sync(shell: &Shell) -> anyhow::Result<()> {
         recorder: recorder.clone(),
     };
     start_watchers(shell, source, watching);
+    let mut turn = Turn::new(shell, recorder.clone());
     let ports = Ports {
         metrics: shell.metrics.clone(),
         health: shell.health.clone(),
@@ -72,8 +86,10 @@ pub(super) fn sync(shell: &Shell) -> anyhow::Result<()> {
         health_checks,
     };
     let pace = Pace::new(config.min_sync_period, config.sync_period);
-    let engine = Engine::new(settings(config), Cluster::new(&RESOURCES));
-    let sync = Sync::new(engine, kernel, pace, changes, ports, config.sync_period);
+    let engine = Engine::new(shell.live.borrow().settings.clone(), Cluster::new(&RESOURCES));
+    let sync = Sync::new(engine, kernel, pace, changes, ports, config.sync_period)
+        .wait_for_turn(move || turn.has_come())
+        .follow(shell.live.subscribe());
     match (&config.source, &config.node_ports) {
         (Source::ApiServer(_), NodePortSelector::Primary) => {
             sync.wait_for_node(NODE_PATIENCE).run()
@@ -82,6 +98,17 @@ pub(super) fn sync(shell: &Shell) -> anyhow::Result<()> {
     }
     if sweeper.join().is_err() {
         error!("the thread that deletes stale conntrack entries panicked");
+    }
+    Ok(())
+}
+
+fn own_tables(kernel: &mut NetlinkKernel) -> Result<(), KernelError> {
+    if kernel.own_tables()? {
+        info!("the kernel lets nobody else change our tables while this process runs");
+    } else {
+        info!(
+            "the kernel cannot keep others from changing our tables (Linux 6.9 can); changes are looked for"
+        );
     }
     Ok(())
 }
@@ -96,6 +123,11 @@ pub(super) fn context(config: &Config) -> Context {
         node_name: config.node_name.clone(),
         external_ips_allowed: config.feature_gates.enabled("AllowServiceExternalIPs"),
     }
+}
+
+/// What may change while the loop runs.
+pub(super) fn live(config: &Config) -> Live {
+    Live::of(config, families())
 }
 
 /// What the kernel's tables depend on.
@@ -117,13 +149,14 @@ pub(super) enum OpenSource {
 }
 
 fn open_source(config: &Config, shell: &Shell) -> anyhow::Result<OpenSource> {
-    open(config, &shell.runtime)
+    open(config, &shell.runtime, Some(shell.metrics.clone()))
 }
 
-/// Opens the source on a runtime; nothing is asked of the API server yet.
+/// Opens the source on a runtime; nothing is asked of the API server yet. Requests are counted if there are metrics.
 pub(super) fn open(
     config: &Config,
     runtime: &tokio::runtime::Handle,
+    metrics: Option<Metrics>,
 ) -> anyhow::Result<OpenSource> {
     match &config.source {
         Source::Manifests(path) => {
@@ -136,7 +169,12 @@ pub(super) fn open(
             let server = Server::from_flags(client.kubeconfig.clone(), client.master.clone());
             let client = runtime.block_on(ApiClient::new(server, ConnectionPace::default()))?;
             info!(address = &*client.address(), "objects come from the API server");
-            Ok(OpenSource::ApiServer(Arc::new(client)))
+            let observe = move |seen: &RequestSeen<'_>| {
+                if let Some(metrics) = &metrics {
+                    metrics.request(seen.method, seen.host, seen.code, seen.took);
+                }
+            };
+            Ok(OpenSource::ApiServer(Arc::new(client.observed_by(Box::new(observe)))))
         }
     }
 }

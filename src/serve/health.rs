@@ -26,6 +26,8 @@ pub struct Health {
     timeout: Duration,
     families: BTreeMap<Family, FamilyHealth>,
     node_eligible: bool,
+    /// Another copy is at work; this one waits for its turn.
+    standing_by: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -39,7 +41,12 @@ struct FamilyHealth {
 impl Health {
     /// `sync_period` as configured: health is lost after twice this.
     pub fn new(sync_period: Duration) -> Self {
-        Health { timeout: sync_period * 2, families: BTreeMap::new(), node_eligible: false }
+        Health {
+            timeout: sync_period * 2,
+            families: BTreeMap::new(),
+            node_eligible: false,
+            standing_by: false,
+        }
     }
 
     /// A sync of this family was asked for.
@@ -58,6 +65,16 @@ impl Health {
         self.node_eligible = !node.going_away;
     }
 
+    /// Whether another copy is at work. Then this one is alive, and the node gets no traffic through it.
+    pub fn standing_by(&mut self, yes: bool) {
+        self.standing_by = yes;
+    }
+
+    /// Another sync period from now on.
+    pub fn set_sync_period(&mut self, sync_period: Duration) {
+        self.timeout = sync_period * 2;
+    }
+
     pub fn report(&self, now: Now) -> Report {
         let judge = |(family, health): (&Family, &FamilyHealth)| {
             // A family whose loop did not start yet is not judged.
@@ -69,7 +86,8 @@ impl Health {
         let families: BTreeMap<Family, FamilyReport> =
             self.families.iter().filter_map(judge).collect();
         let healthy = families.values().all(|family| family.healthy);
-        Report { now: now.wall, healthy, node_eligible: self.node_eligible, families }
+        let Health { node_eligible, standing_by, .. } = *self;
+        Report { now: now.wall, healthy, node_eligible, standing_by, families }
     }
 }
 
@@ -80,6 +98,7 @@ pub struct Report {
     /// All families are; the node is not considered.
     pub healthy: bool,
     pub node_eligible: bool,
+    pub standing_by: bool,
     families: BTreeMap<Family, FamilyReport>,
 }
 
@@ -93,12 +112,18 @@ pub struct Answer {
 impl Report {
     /// Whether this node may receive traffic through the proxy.
     pub fn healthz(&self) -> Answer {
-        self.answer(self.healthy && self.node_eligible, Some(self.node_eligible))
+        let good = self.healthy && self.node_eligible && !self.standing_by;
+        self.answer(good, Some(self.node_eligible))
     }
 
     /// Whether the proxy works, whatever happens to the node.
     pub fn livez(&self) -> Answer {
         self.answer(self.healthy, None)
+    }
+
+    /// The families, by their label, for which changes wait too long.
+    pub fn stalled(&self) -> impl Iterator<Item = &'static str> {
+        self.families.iter().filter(|(_, it)| !it.healthy).map(|(family, _)| family_key(*family))
     }
 
     fn answer(&self, good: bool, node_eligible: Option<bool>) -> Answer {
@@ -147,7 +172,7 @@ struct FamilyReport {
 
 /// Written as Go writes times: RFC 3339, as many decimals as needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Time(Timestamp);
+pub(super) struct Time(pub(super) Timestamp);
 
 impl Time {
     /// Stands for Go's zero time.
@@ -236,6 +261,16 @@ mod tests {
         assert_eq!(codes(&health, 1), (503, 200));
         health.node(&Node::default());
         assert_eq!(codes(&health, 1), (200, 200));
+    }
+
+    #[test]
+    fn who_stands_by_is_alive_and_not_ready() {
+        let mut health = Health::new(Duration::from_secs(30));
+        health.node(&Node::default());
+        health.standing_by(true);
+        assert_eq!(codes(&health, 1_000), (503, 200));
+        health.standing_by(false);
+        assert_eq!(codes(&health, 1_001), (200, 200));
     }
 
     #[track_caller]

@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 use std::future::Future;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use axum::Router;
@@ -13,16 +13,20 @@ use axum::response::Response;
 use axum::routing::any;
 use http::{HeaderName, Method, StatusCode, header};
 use jiff::Timestamp;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::health::Answer;
 use super::listen::{ListenError, Reach, listen};
 use super::{Metrics, SharedHealth};
 use crate::config::Config;
-use crate::version;
+use crate::{logging, version};
 
 /// How long until a failed listen is tried again.
 pub const LISTEN_RETRY: Duration = Duration::from_secs(5);
+
+/// Whether this process is the one that programs the kernel. While it waits for another copy to end, that one has the
+/// ports: this is no mistake then, and the ports are tried again the moment the turn comes.
+pub type Turn = tokio::sync::watch::Receiver<bool>;
 
 /// One server of the process.
 #[derive(Clone, Copy, Debug)]
@@ -36,26 +40,37 @@ pub struct Server {
 }
 
 impl Server {
-    /// Listens and serves until `stop` is ready.
+    /// Listens and serves until `stop` is ready. `failed` is told why it cannot listen, once.
     ///
-    /// Returns an error only if the first listen fails and `retry` is not set.
+    /// Returns an error only if a listen fails that has its turn and `retry` is not set.
     pub async fn run(
         self,
         router: Router,
+        mut turn: Turn,
         stop: impl Future<Output = ()> + Send + 'static,
+        failed: impl FnOnce(String),
     ) -> Result<(), ListenError> {
         let Server { purpose, option, address, retry } = self;
         let mut stop = Box::pin(stop);
+        let mut failed = Some(failed);
         let listener = loop {
             let error = match self.open() {
                 Ok(listener) => break listener,
                 Err(source) => ListenError { address, purpose, option, source },
             };
-            let Some(retry) = retry else { return Err(error) };
-            warn!("{error}; trying again every {retry:?}");
+            let has_turn = *turn.borrow_and_update();
+            if has_turn && let Some(failed) = failed.take() {
+                failed(error.to_string());
+            }
+            match retry {
+                None if has_turn => return Err(error),
+                Some(retry) if has_turn => warn!("{error}; trying again every {retry:?}"),
+                _ => debug!("{error}; the other copy has it, as it seems"),
+            }
             tokio::select! {
                 () = &mut stop => return Ok(()),
-                () = tokio::time::sleep(retry) => {}
+                () = tokio::time::sleep(retry.unwrap_or(LISTEN_RETRY)) => {}
+                Ok(()) = turn.changed() => {}
             }
         };
         info!(%address, "serving {purpose}");
@@ -71,9 +86,10 @@ impl Server {
     }
 }
 
-/// `/healthz` and `/livez` for load balancers and kubelets.
+/// `/healthz` and `/livez` as kube-proxy's, for load balancers and kubelets; `/readyz` is ours.
 pub fn health_router(health: SharedHealth, metrics: Metrics) -> Router {
-    let (live_health, live_metrics) = (health.clone(), metrics.clone());
+    let (live_health, live_metrics, ready_health) =
+        (health.clone(), metrics.clone(), health.clone());
     let healthz = move || async move {
         let answer = health.report().healthz();
         metrics.healthz_answered(answer.code);
@@ -84,7 +100,12 @@ pub fn health_router(health: SharedHealth, metrics: Metrics) -> Router {
         live_metrics.livez_answered(answer.code);
         health_response(answer)
     };
-    Router::new().route("/healthz", any(healthz)).route("/livez", any(livez)).fallback(not_found)
+    let readyz = move || async move { health_response(ready_health.readyz()) };
+    Router::new()
+        .route("/healthz", any(healthz))
+        .route("/livez", any(livez))
+        .route("/readyz", any(readyz))
+        .fallback(not_found)
 }
 
 fn health_response(answer: Answer) -> Response {
@@ -92,13 +113,15 @@ fn health_response(answer: Answer) -> Response {
     respond(code, "application/json", answer.body)
 }
 
-/// What the metrics server shows besides the metrics; fixed while the process runs.
+/// What the metrics server shows besides the metrics.
 #[derive(Debug)]
 pub struct Pages {
     metrics: Metrics,
     /// Answers of `/healthz` since the start or the last DELETE of `/metrics/slis`.
     pings: AtomicU64,
-    configz: String,
+    configz: RwLock<String>,
+    /// Another log verbosity is taken.
+    profiling: AtomicBool,
     flagz: String,
     statusz: bool,
     flags: bool,
@@ -114,16 +137,51 @@ impl Pages {
         metrics: Metrics,
         started: Timestamp,
     ) -> Result<Self, serde_json::Error> {
-        let object = serde_json::to_string(&config.object)?;
         Ok(Pages {
             metrics,
             pings: AtomicU64::new(0),
-            configz: format!("{{\"kubeproxy.config.k8s.io\":{object}}}"),
+            configz: RwLock::new(configz(config)?),
+            profiling: AtomicBool::new(config.profiling),
             flagz: flagz(config),
             statusz: config.feature_gates.enabled("ComponentStatusz"),
             flags: config.feature_gates.enabled("ComponentFlagz"),
             started,
         })
+    }
+
+    /// Shows another configuration from now on: the one that was taken up. Flags and gates never change.
+    pub fn show(&self, config: &Config) {
+        self.profiling.store(config.profiling, Ordering::Relaxed);
+        match configz(config) {
+            Ok(page) => *self.configz.write().unwrap_or_else(PoisonError::into_inner) = page,
+            Err(error) => warn!(%error, "/configz shows the configuration from before"),
+        }
+    }
+
+    fn configz(&self) -> String {
+        self.configz.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// `/debug/flags/v`, as Kubernetes' components have it: PUT a number.
+    fn set_verbosity(&self, method: &Method, body: &str) -> Response {
+        if !self.profiling.load(Ordering::Relaxed) {
+            return not_found_response();
+        }
+        if method != Method::PUT {
+            return respond(StatusCode::NOT_ACCEPTABLE, TEXT, "unsupported http method\n");
+        }
+        match body.trim().parse() {
+            Ok(verbosity) => {
+                logging::set_verbosity(verbosity);
+                info!(verbosity, "another log verbosity was asked for at /debug/flags/v");
+                let said = format!("successfully set klog.logging.verbosity to {verbosity}");
+                respond(StatusCode::OK, TEXT, said)
+            }
+            Err(_) => {
+                let said = format!("error updating verbosity: {body:?} is not a number\n");
+                respond(StatusCode::BAD_REQUEST, TEXT, said)
+            }
+        }
     }
 
     fn slis(&self, method: &Method) -> Response {
@@ -168,6 +226,11 @@ impl Pages {
     }
 }
 
+fn configz(config: &Config) -> Result<String, serde_json::Error> {
+    let object = serde_json::to_string(&config.object)?;
+    Ok(format!("{{\"kubeproxy.config.k8s.io\":{object}}}"))
+}
+
 fn flagz(config: &Config) -> String {
     let mut page =
         "\nkube-ferry flagz: the flags that were given; /configz shows what is in force\n\n"
@@ -190,13 +253,21 @@ pub fn metrics_router(pages: Arc<Pages>) -> Router {
         .route("/proxyMode", page(|_, _| respond(StatusCode::OK, TEXT, PROXY_MODE)))
         .route(
             "/configz",
-            page(|pages, _| respond(StatusCode::OK, "application/json", pages.configz.clone())),
+            page(|pages, _| respond(StatusCode::OK, "application/json", pages.configz())),
         )
         .route(
             "/healthz",
             page(|pages, _| {
                 pages.pings.fetch_add(1, Ordering::Relaxed);
                 respond(StatusCode::OK, TEXT, "ok")
+            }),
+        );
+    let verbosity = pages.clone();
+    router =
+        router.route(
+            "/debug/flags/v",
+            any(move |method: Method, body: String| async move {
+                verbosity.set_verbosity(&method, &body)
             }),
         );
     if pages.statusz {
@@ -216,6 +287,10 @@ const TEXT: &str = "text/plain; charset=utf-8";
 const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 async fn not_found() -> Response {
+    not_found_response()
+}
+
+fn not_found_response() -> Response {
     respond(StatusCode::NOT_FOUND, TEXT, "404 page not found\n")
 }
 

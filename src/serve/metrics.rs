@@ -4,7 +4,7 @@
 //! bounded: families, sets of the schema, kinds of objects, reasons; never names of objects. Times come in as
 //! arguments.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -12,7 +12,7 @@ use prometheus::{Encoder, TextEncoder};
 
 use crate::config::FeatureGates;
 use crate::model::{Family, Resource};
-use crate::watch::Stats;
+use crate::watch::{Recorder, Stats};
 
 mod families;
 mod process;
@@ -25,7 +25,14 @@ use families::Families;
 pub struct Metrics {
     families: Arc<Families>,
     /// Who counts for himself.
-    watches: Arc<Mutex<Option<Arc<Stats>>>>,
+    counting: Arc<Mutex<Counting>>,
+}
+
+/// Figures that are copied when somebody asks.
+#[derive(Debug, Default)]
+struct Counting {
+    watches: Option<Arc<Stats>>,
+    events: Option<Recorder>,
 }
 
 /// How much a sync looked at.
@@ -59,20 +66,36 @@ pub enum RowOp {
 impl Metrics {
     /// An error means that two metrics share a name or a name is malformed: a mistake in this file's neighbours.
     pub fn new(gates: &FeatureGates) -> Result<Self, prometheus::Error> {
-        Ok(Metrics { families: Arc::new(Families::register(gates)?), watches: Arc::default() })
+        let families = Families::register(gates)?;
+        // The file that the process started with was.
+        families.config_usable.set(1);
+        Ok(Metrics { families: Arc::new(families), counting: Arc::default() })
     }
 
     /// From now on the figures of these watches are shown, too.
     pub fn show_watches(&self, stats: Arc<Stats>) {
-        *self.watches.lock().unwrap_or_else(PoisonError::into_inner) = Some(stats);
+        self.counting().watches = Some(stats);
+    }
+
+    /// From now on it is shown how many Events were dropped.
+    pub fn show_events(&self, recorder: Recorder) {
+        self.counting().events = Some(recorder);
+    }
+
+    fn counting(&self) -> MutexGuard<'_, Counting> {
+        self.counting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Everything in Prometheus' text format.
     pub fn text(&self) -> Result<String, prometheus::Error> {
         {
             // The lock also keeps scrapes from copying at the same moment.
-            let watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
-            watches.iter().for_each(|stats| watches::copy(stats, &self.families));
+            let counting = self.counting();
+            counting.watches.iter().for_each(|stats| watches::copy(stats, &self.families));
+            if let Some(recorder) = &counting.events {
+                self.families.events_dropped.reset();
+                self.families.events_dropped.inc_by(recorder.dropped());
+            }
         }
         let mut bytes = Vec::new();
         TextEncoder::new().encode(&self.families.registry.gather(), &mut bytes)?;
@@ -151,9 +174,19 @@ impl Metrics {
         self.families.no_local_endpoints.with_label_values(&labels).set(number(ports));
     }
 
+    /// Whether another copy runs, and this one waits for its end.
+    pub fn standing_by(&self, yes: bool) {
+        self.families.standing_by.set(i64::from(yes));
+    }
+
     /// Claims on an address and port that an older Service holds.
     pub fn conflicts(&self, claims: usize) {
         self.families.conflicts.set(number(claims));
+    }
+
+    /// Services whose rules the kernel refuses.
+    pub fn refused_services(&self, services: usize) {
+        self.families.refused_services.set(number(services));
     }
 
     // The kernel.
@@ -167,13 +200,16 @@ impl Metrics {
         self.families.elements.with_label_values(&[label(family), set, op]).inc_by(rows);
     }
 
-    /// How many rows a set holds and, unless it has no limit, how many fit.
-    pub fn rows(&self, family: Family, set: &str, rows: usize, limit: Option<u32>) {
-        let labels = [label(family), set];
-        self.families.rows.with_label_values(&labels).set(number(rows));
-        if let Some(limit) = limit {
-            self.families.rows_limit.with_label_values(&labels).set(i64::from(limit));
-        }
+    /// How many elements a set holds.
+    pub fn set_elements(&self, family: Family, set: &str, elements: u32) {
+        let gauge = self.families.rows.with_label_values(&[label(family), set]);
+        gauge.set(i64::from(elements));
+    }
+
+    /// How many elements fit into a set.
+    pub fn set_size(&self, family: Family, set: &str, size: u32) {
+        let gauge = self.families.rows_limit.with_label_values(&[label(family), set]);
+        gauge.set(i64::from(size));
     }
 
     /// A batch was sent to the kernel.
@@ -201,6 +237,23 @@ impl Metrics {
         let family = [label(family)];
         self.families.conntrack_duration.with_label_values(&family).observe(took.as_secs_f64());
         self.families.conntrack_deleted.with_label_values(&family).inc_by(deleted);
+    }
+
+    // The program itself.
+
+    /// A changed configuration file was usable, or not.
+    pub fn config_reloaded(&self, usable: bool) {
+        let result = if usable { "usable" } else { "invalid" };
+        self.families.config_reloads.with_label_values(&[result]).inc();
+        self.families.config_usable.set(i64::from(usable));
+    }
+
+    /// The API server was asked something. `code` is the HTTP status, `None` without an answer.
+    pub fn request(&self, method: &str, host: &str, code: Option<u16>, took: Duration) {
+        let code = code.map_or_else(|| "<error>".to_owned(), |code| code.to_string());
+        self.families.requests.with_label_values(&[code.as_str(), host, method]).inc();
+        let duration = self.families.request_duration.with_label_values(&[host, method]);
+        duration.observe(took.as_secs_f64());
     }
 
     // Answers.

@@ -14,13 +14,20 @@ use crate::forward::{Conflict, Forwarder};
 use crate::kernel::Rejection;
 use crate::model::{Change, Cluster, Family, ServiceId, Touched};
 use crate::nft::compile::{Compiler, Limit, RowCounts};
-use crate::nft::schema::{Batch, ObservedTable, Owner};
+use crate::nft::schema::{Batch, ObservedTable, Owner, SetName};
 use crate::nft::skeleton::{NodePortAddresses, Program};
 use crate::serve::HealthCheck;
 
 /// Rows in one batch while a lot is to be written. Other users of nf_tables on the host wait while a batch commits
 /// (it holds the namespace's commit mutex), so one batch should take some ten milliseconds at most.
 const BATCH_ROWS: usize = 8_000;
+
+/// Rows in one batch after the kernel had no room for larger ones.
+const FEWEST_BATCH_ROWS: usize = 64;
+
+/// A row that was to be deleted is not there, or one that was to be added is there and says something else.
+const ENOENT: i32 = 2;
+const EEXIST: i32 = 17;
 
 /// The state between events and batches.
 pub struct Engine {
@@ -46,6 +53,10 @@ pub struct Engine {
     /// At most that many Services in the next batch; shrinks to find a Service that the kernel refuses without
     /// telling which one.
     bisect: Option<usize>,
+    /// About that many rows go into a batch; fewer while the kernel has no room for more.
+    batch_rows: usize,
+    /// Batches were committed since the tables were read: what they hold is believed, not seen.
+    believed: bool,
     /// Everything is being compared with the kernel; rows nobody claims are deleted at the end.
     adopting: bool,
     /// The node's addresses or the ServiceCIDRs may differ from what the kernel has.
@@ -63,6 +74,8 @@ pub enum Refusal {
     LeftOut(Vec<(ServiceId, Rejection)>),
     /// The next batches are smaller, to find the culprit.
     Bisecting,
+    /// The kernel does not hold what it was believed to. Everything is looked at again before a Service is blamed.
+    Stale(Rejection),
     /// It was not about any Service: the program or the node's facts. Everything is looked at again.
     Program(Vec<Rejection>),
 }
@@ -96,6 +109,8 @@ impl Engine {
             in_flight: Vec::new(),
             refused: BTreeMap::new(),
             bisect: None,
+            batch_rows: BATCH_ROWS,
+            believed: false,
             adopting: false,
             facts_changed: true,
             triggers: BTreeMap::new(),
@@ -129,6 +144,18 @@ impl Engine {
             self.set_program();
         }
         self.touched.merge(touched);
+    }
+
+    /// Other settings from now on. Other rules are written by comparing everything, in one transaction.
+    ///
+    /// Which Services the node itself is an exception for (`node_ip`) and the families do not change with them: those
+    /// take a new process.
+    pub fn set_settings(&mut self, settings: Settings) {
+        if self.settings != settings {
+            self.settings = settings;
+            self.facts_changed = true;
+            self.set_program();
+        }
     }
 
     /// The own Node's pod CIDRs or addresses may call for other rules; those are written by comparing everything.
@@ -175,15 +202,16 @@ impl Engine {
         self.recompute();
         self.compiler = Some(Compiler::adopt(self.program.clone(), tables));
         let mut expected = RowCounts::default();
-        for (_, forwarding) in self.forwarder.forwardings() {
-            expected.expect(forwarding, self.program.ipvs);
+        for service in self.forwarder.services() {
+            expected.expect(&self.forwarder.forwarding(&self.cluster, service), self.program.ipvs);
         }
         self.skeleton = Some(expected);
-        self.unwritten = self.forwarder.forwardings().map(|(service, _)| service).collect();
+        self.unwritten = self.forwarder.services().collect();
         // Services that are gone have no forwarding, but what they meant to others has to end.
         self.unwritten.extend(self.results.services());
         self.unwritten.append(&mut self.urgent);
         self.in_flight.clear();
+        self.believed = false;
         self.adopting = true;
         self.facts_changed = true;
     }
@@ -210,7 +238,8 @@ impl Engine {
         }
         let most_services = self.bisect.unwrap_or(usize::MAX);
         let whole = compiler.needs_rebuild();
-        while self.in_flight.len() < most_services && (whole || compiler.staged_len() < BATCH_ROWS)
+        while self.in_flight.len() < most_services
+            && (whole || compiler.staged_len() < self.batch_rows)
         {
             let Some(service) = self.urgent.pop_first().or_else(|| self.unwritten.pop_first())
             else {
@@ -219,9 +248,9 @@ impl Engine {
             if self.refused.contains_key(&service) {
                 continue;
             }
-            let forwarding = self.forwarder.forwarding(service).cloned().unwrap_or_default();
+            let forwarding = self.forwarder.forwarding(&self.cluster, service);
             compiler.stage(Owner(service.0), &forwarding);
-            self.results.stage(service, self.cluster.name(service), forwarding);
+            self.results.stage(service, self.cluster.name(service), &forwarding);
             self.in_flight.push(service);
         }
         // A refused Service has claimed none of its rows: they are left until it is good again.
@@ -242,7 +271,7 @@ impl Engine {
             return;
         }
         let update = self.forwarder.update(&self.cluster, &touched.services);
-        self.urgent.extend(update.changed.into_iter().map(|(service, _)| service));
+        self.urgent.extend(update.changed);
         self.conflicts.began.extend(update.conflicts_began);
         self.conflicts.ended.extend(update.conflicts_ended);
         // A change that alters nothing is programmed already: its trigger time would wait for ever.
@@ -264,6 +293,8 @@ impl Engine {
         outcome.health_checks_changed |= self.facts_changed;
         self.facts_changed = false;
         self.bisect = None;
+        self.batch_rows = (self.batch_rows * 2).min(BATCH_ROWS);
+        self.believed = true;
         if self.urgent.is_empty() && self.unwritten.is_empty() && self.refused.is_empty() {
             self.adopting = false;
         }
@@ -276,14 +307,22 @@ impl Engine {
         Family::ALL.into_iter().flat_map(of).collect()
     }
 
+    /// The kernel had no room for the batch and took nothing of it.
+    pub fn postponed(&mut self) {
+        self.take_back();
+        self.batch_rows = (self.batch_rows / 2).max(FEWEST_BATCH_ROWS);
+    }
+
     /// The kernel took nothing of the batch and named these operations.
     pub fn refused(&mut self, rejections: Vec<Rejection>) -> Refusal {
-        if let Some(compiler) = self.compiler.as_mut() {
-            compiler.rollback();
+        if self.believed
+            && let Some(stale) = rejections.iter().find(|it| matches!(it.errno, ENOENT | EEXIST))
+        {
+            let stale = stale.clone();
+            self.lost();
+            return Refusal::Stale(stale);
         }
-        self.results.forget();
-        let staged = std::mem::take(&mut self.in_flight);
-        self.urgent.extend(&staged);
+        let staged = self.take_back();
         let culprits = culprits(&rejections, &staged);
         if !culprits.is_empty() {
             self.refused.extend(culprits.iter().cloned());
@@ -295,6 +334,17 @@ impl Engine {
         }
         self.lost();
         Refusal::Program(rejections)
+    }
+
+    /// What was planned is to be planned again; returns the Services in it.
+    fn take_back(&mut self) -> Vec<ServiceId> {
+        if let Some(compiler) = self.compiler.as_mut() {
+            compiler.rollback();
+        }
+        self.results.forget();
+        let staged = std::mem::take(&mut self.in_flight);
+        self.urgent.extend(&staged);
+        staged
     }
 
     /// It is not known what the kernel holds: look again before the next batch.
@@ -358,6 +408,11 @@ impl Engine {
     /// What could not be programmed for its size, since the last call.
     pub fn take_limits(&mut self) -> Vec<Limit> {
         self.compiler.as_mut().map(Compiler::take_limits).unwrap_or_default()
+    }
+
+    /// How many elements each set has room for; sets without a limit are left out.
+    pub fn set_sizes(&self) -> impl Iterator<Item = (Family, SetName, u32)> + '_ {
+        self.compiler.iter().flat_map(Compiler::set_sizes)
     }
 
     /// Rows that the kernel is believed to have.

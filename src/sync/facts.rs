@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use crate::config::{Config, DetectLocal, NodePortSelector};
 use crate::model::{Family, Node};
@@ -21,6 +22,28 @@ pub struct Settings {
     pub node_ports: NodePortSelector,
     /// A concrete `--bind-address`: stands for the node's address of its family (reference 11.1).
     pub node_ip: Option<IpAddr>,
+}
+
+/// What may change while the loop runs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Live {
+    /// All but the host's families and the node's own address.
+    pub settings: Settings,
+    /// Shortest time from the end of a sync to the next one.
+    pub min_sync_period: Duration,
+    /// Bounds the back-off after failures and spaces retries of refused Services.
+    pub sync_period: Duration,
+}
+
+impl Live {
+    /// What the configuration says for a host that supports `families`.
+    pub fn of(config: &Config, families: Vec<Family>) -> Live {
+        Live {
+            settings: Settings::of(config, families),
+            min_sync_period: config.min_sync_period,
+            sync_period: config.sync_period,
+        }
+    }
 }
 
 impl Settings {

@@ -29,6 +29,12 @@ impl Pace {
         Pace { min_sync_period, sync_period, rested: None, failures: 0 }
     }
 
+    /// Other settings from now on; a wait that is under way stays as it is.
+    pub fn set_periods(&mut self, min_sync_period: Duration, sync_period: Duration) {
+        self.min_sync_period = min_sync_period;
+        self.sync_period = sync_period;
+    }
+
     /// How long a pass has to wait; zero if it may run now.
     pub fn wait(&self, now: Instant) -> Duration {
         self.rested.map_or(Duration::ZERO, |rested| rested.saturating_duration_since(now))

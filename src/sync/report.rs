@@ -16,11 +16,11 @@ use crate::conntrack::Sweep;
 use crate::forward::{Conflict, FrontendAddress};
 use crate::kernel::Rejection;
 use crate::model::{Change, Cluster, Family, Node, ObjectName, Resource, ServiceId};
-use crate::nft::compile::{Limit, LimitReason};
+use crate::nft::compile::{Limit, LimitReason, RowCounts};
 use crate::nft::schema::{Batch, ObservedTable, Op, SetName};
 use crate::nft::tables::family_of;
 use crate::serve::metrics::{BatchResult, PolicyKind, RowOp, SyncKind};
-use crate::serve::{HealthCheck, ListenOn, Metrics, SharedHealth};
+use crate::serve::{HealthCheck, ListenOn, Metrics, SharedHealth, Start};
 use crate::watch::{Notice, NoticeKind, Recorder, Regarding};
 
 /// Whom the loop tells.
@@ -57,8 +57,12 @@ pub(super) struct Reporter {
     ports: Ports,
     node: Option<Node>,
     queued: bool,
+    /// Everything was written once.
+    ready: bool,
     families: Vec<Family>,
     work: Work,
+    /// EndpointSlice events that no sync has taken up yet.
+    slices_pending: usize,
     /// Nanoseconds since the epoch. Causes from before are not ours to answer for (reference 9).
     started: i128,
 }
@@ -72,6 +76,8 @@ struct Work {
     verifying: bool,
     /// Families with rows or rules that were written.
     written: BTreeSet<Family>,
+    /// Sets with rows that were written.
+    sets: BTreeSet<(Family, SetName)>,
     events: u64,
     services: BTreeSet<ServiceId>,
     batches: usize,
@@ -81,8 +87,16 @@ struct Work {
 impl Reporter {
     pub(super) fn new(ports: Ports) -> Reporter {
         let started = Timestamp::now().as_nanosecond();
-        let work = Work::default();
-        Reporter { ports, node: None, queued: false, families: Vec::new(), work, started }
+        Reporter {
+            ports,
+            node: None,
+            queued: false,
+            ready: false,
+            families: Vec::new(),
+            work: Work::default(),
+            slices_pending: 0,
+            started,
+        }
     }
 
     /// The loop begins.
@@ -92,6 +106,26 @@ impl Reporter {
             self.ports.health.updated(family);
             self.ports.metrics.sync_queued(family, Timestamp::now());
         }
+    }
+
+    /// Until the first complete sync: what it waits for.
+    pub(super) fn waiting(&self, engine: &Engine, for_node: bool) {
+        if self.ready {
+            return;
+        }
+        let lists: Vec<Resource> = engine.cluster().unlisted().collect();
+        self.ports.health.started(if !lists.is_empty() {
+            Start::Lists(lists)
+        } else if for_node {
+            Start::NodeAddresses
+        } else {
+            Start::FirstSync(engine.waiting())
+        });
+    }
+
+    /// Until the first complete sync: why it cannot be completed.
+    pub(super) fn start_failed(&self, why: String) {
+        self.ports.health.started(Start::Failed(why));
     }
 
     /// Changes have come.
@@ -114,6 +148,8 @@ impl Reporter {
         self.work.events += services + slices;
         self.ports.metrics.service_changes(services);
         self.ports.metrics.endpoint_changes(slices);
+        self.slices_pending += usize::try_from(slices).unwrap_or(usize::MAX);
+        self.ports.metrics.endpoint_changes_pending(self.slices_pending);
     }
 
     /// The own Node as it is now.
@@ -172,6 +208,7 @@ impl Reporter {
             self.work.operations += batch.len();
             self.work.written.extend(batch.0.iter().map(family_of));
             for ((family, set, added), rows) in count_rows(batch) {
+                self.work.sets.insert((family, set));
                 let op = if added { RowOp::Add } else { RowOp::Delete };
                 self.ports.metrics.rows_written(family, set.name(), op, rows);
             }
@@ -211,6 +248,11 @@ impl Reporter {
     pub(super) fn done(&mut self, engine: &Engine) {
         let work = std::mem::take(&mut self.work);
         self.queued = false;
+        self.slices_pending = 0;
+        if !std::mem::replace(&mut self.ready, true) {
+            self.ports.health.started(Start::Done);
+            info!("ready: everything that was listed is programmed");
+        }
         let took = work.began.map(|began| began.elapsed()).unwrap_or_default();
         let kind = if work.full { SyncKind::Full } else { SyncKind::Partial };
         for &family in &self.families {
@@ -219,6 +261,7 @@ impl Reporter {
             self.ports.metrics.sync_succeeded(family, Timestamp::now());
         }
         self.ports.metrics.service_changes_pending(0);
+        self.ports.metrics.endpoint_changes_pending(0);
         self.ports.metrics.events_coalesced(work.events.saturating_sub(1));
         if work.verifying && work.operations > 0 {
             warn!(
@@ -227,11 +270,9 @@ impl Reporter {
             );
             work.written.iter().for_each(|family| self.ports.metrics.drift_repaired(*family));
         }
+        self.ports.metrics.refused_services(engine.refused_count());
+        self.fill(&work, engine);
         if work.operations > 0 {
-            for (family, set, rows) in engine.row_counts().into_iter().flat_map(|it| it.iter()) {
-                let rows = usize::try_from(rows).unwrap_or(usize::MAX);
-                self.ports.metrics.rows(family, set.name(), rows, None);
-            }
             info!(
                 trigger = if work.full { "full" } else { "changes" },
                 events = work.events,
@@ -249,6 +290,22 @@ impl Reporter {
                 ?took,
                 "synced; the kernel had everything already"
             );
+        }
+    }
+
+    /// How full the sets are: all of them after a full sync, else those that were written.
+    fn fill(&self, work: &Work, engine: &Engine) {
+        let Some(counts) = engine.row_counts() else { return };
+        let metrics = &self.ports.metrics;
+        for (family, set, size) in engine.set_sizes() {
+            if work.full || work.sets.contains(&(family, set)) {
+                metrics.set_size(family, set.name(), size);
+                // Remembered clients are written by packets: how many there are, the kernel alone knows.
+                if set != SetName::Affinity {
+                    let rows = RowCounts::elements(set, counts.get(family, set));
+                    metrics.set_elements(family, set.name(), rows);
+                }
+            }
         }
     }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use http::{HeaderValue, Request, header::CONTENT_TYPE};
 use rustc_hash::FxHashMap;
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::model::{ObjectName, Resource, Skipped};
@@ -77,14 +77,21 @@ impl Regarding {
 /// The end that anybody may hold and write to.
 #[derive(Clone, Debug)]
 pub struct Recorder {
-    queue: mpsc::Sender<Notice>,
+    queue: mpsc::Sender<Entry>,
     dropped: Arc<AtomicU64>,
+}
+
+#[derive(Debug)]
+enum Entry {
+    Notice(Notice),
+    /// Everything before this is through.
+    Flush(oneshot::Sender<()>),
 }
 
 /// The end that posts.
 #[derive(Debug)]
 pub struct Outbox {
-    queue: mpsc::Receiver<Notice>,
+    queue: mpsc::Receiver<Entry>,
     dropped: Arc<AtomicU64>,
     node: Arc<str>,
     posted: Posted,
@@ -101,7 +108,7 @@ pub fn recorder(node: Arc<str>) -> (Recorder, Outbox) {
 impl Recorder {
     /// Queues the notice, or drops and counts it when too much is waiting.
     pub fn record(&self, notice: Notice) {
-        if self.queue.try_send(notice).is_err() {
+        if self.queue.try_send(Entry::Notice(notice)).is_err() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -119,6 +126,15 @@ impl Recorder {
                 uid: "".into(),
             },
         });
+    }
+
+    /// Waits until everything recorded so far has been posted or dropped; at once when nobody posts any more.
+    pub async fn flush(&self) {
+        let (through, done) = oneshot::channel();
+        if self.queue.send(Entry::Flush(through)).await.is_ok() {
+            // An error means that the outbox has ended.
+            let _ = done.await;
+        }
     }
 
     /// Notices that were not posted: too many at once, or refused by the API server.
@@ -148,7 +164,14 @@ impl Outbox {
     /// The next notice that is not a repetition, logged.
     async fn next(&mut self) -> Option<Notice> {
         loop {
-            let notice = self.queue.recv().await?;
+            let notice = match self.queue.recv().await? {
+                Entry::Notice(notice) => notice,
+                Entry::Flush(through) => {
+                    // Whoever asked may have given up.
+                    let _ = through.send(());
+                    continue;
+                }
+            };
             if self.posted.is_news(&notice, Instant::now()) {
                 log(&notice, &self.node);
                 return Some(notice);

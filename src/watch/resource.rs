@@ -1,5 +1,6 @@
 //! The four resources, where they are found, and which of their objects are wanted.
 
+use std::fmt;
 use std::sync::Arc;
 
 use form_urlencoded::Serializer;
@@ -7,9 +8,37 @@ use http::Request;
 
 use crate::model::Resource;
 
-/// What a role must allow, for messages; `deploy/rbac.yaml` says the same.
-pub const REQUIRED_ROLE: &str = "list and watch on services and nodes (core), endpointslices (discovery.k8s.io) and \
-                                 servicecidrs (networking.k8s.io), create on events (events.k8s.io)";
+/// What a role has to allow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Permission {
+    pub group: &'static str,
+    pub resources: &'static [&'static str],
+    pub verbs: &'static [&'static str],
+}
+
+/// What is asked of the API server; a test compares `deploy/base/rbac.yaml` with it, and one the requests.
+pub const REQUIRED_ROLE: [Permission; 4] = [
+    Permission { group: "", resources: &["services", "nodes"], verbs: &["list", "watch"] },
+    Permission {
+        group: "discovery.k8s.io",
+        resources: &["endpointslices"],
+        verbs: &["list", "watch"],
+    },
+    Permission {
+        group: "networking.k8s.io",
+        resources: &["servicecidrs"],
+        verbs: &["list", "watch"],
+    },
+    Permission { group: "events.k8s.io", resources: &["events"], verbs: &["create"] },
+];
+
+impl fmt::Display for Permission {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let group = if self.group.is_empty() { "core" } else { self.group };
+        let (verbs, resources) = (self.verbs.join(" and "), self.resources.join(" and "));
+        write!(f, "{verbs} on {resources} ({group})")
+    }
+}
 
 /// Objects per page of a list.
 const PAGE: &str = "500";
@@ -129,6 +158,25 @@ mod tests {
         );
         check(Resource::Node, "/api/v1/nodes?fieldSelector=metadata.name%3Dn1");
         check(Resource::ServiceCidr, "/apis/networking.k8s.io/v1/servicecidrs?");
+    }
+
+    /// Whoever adds a request adds what the role needs for it.
+    #[test]
+    fn every_request_is_in_the_role() {
+        let node = "n1".into();
+        for resource in
+            [Resource::Service, Resource::EndpointSlice, Resource::Node, Resource::ServiceCidr]
+        {
+            let request = Spec::of(resource, &node).list(Freshness::Newest, None);
+            let mut parts = request.uri().path().rsplit('/');
+            let (plural, _version, group) =
+                (parts.next().unwrap(), parts.next().unwrap(), parts.next().unwrap());
+            let group = if group == "api" { "" } else { group };
+            let permission = REQUIRED_ROLE.iter().find(|it| it.group == group).unwrap();
+            assert!(permission.resources.contains(&plural), "{plural}");
+            assert_eq!(permission.verbs, ["list", "watch"]);
+        }
+        assert_eq!(REQUIRED_ROLE[0].to_string(), "list and watch on services and nodes (core)");
     }
 
     #[track_caller]

@@ -66,6 +66,8 @@ pub struct ResourceStats {
     pub objects: AtomicU64,
     /// Objects left out because a newer version of them had been seen.
     pub outdated: AtomicU64,
+    /// Objects left out because they differ from what was known in nothing that anybody here consults.
+    pub unchanged: AtomicU64,
     /// Bytes of response bodies.
     pub bytes: AtomicU64,
     /// Milliseconds since the epoch when bytes last arrived; 0: never. The age of a healthy watch stays below the

@@ -172,9 +172,9 @@ fn advice(trouble: Trouble) -> String {
             "the token or client certificate is not accepted; it is read anew from its file before the next attempt"
         }
         Trouble::Forbidden => {
+            let all = REQUIRED_ROLE.map(|it| it.to_string()).join(", ");
             return format!(
-                " (bind a ClusterRole to this user that allows {REQUIRED_ROLE}; \
-                 Kubernetes' own is system:node-proxier)"
+                " (bind a ClusterRole to this user that allows {all}; Kubernetes' own is system:node-proxier)"
             );
         }
         Trouble::Silence => {

@@ -6,6 +6,7 @@ use std::path::Path;
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{ConfigMap, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
+use kube_ferry::watch::{Permission, REQUIRED_ROLE};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -158,18 +159,13 @@ fn the_role_allows_what_is_asked_for_and_nothing_else() {
             allowed.insert(format!("{verb} {resource} {group}").trim_end().to_owned());
         }
     }
-    let expected = [
-        "create events events.k8s.io",
-        "list endpointslices discovery.k8s.io",
-        "list nodes",
-        "list servicecidrs networking.k8s.io",
-        "list services",
-        "watch endpointslices discovery.k8s.io",
-        "watch nodes",
-        "watch servicecidrs networking.k8s.io",
-        "watch services",
-    ];
-    assert_eq!(allowed, expected.into_iter().map(str::to_owned).collect());
+    let expected = REQUIRED_ROLE.iter().flat_map(|permission| {
+        let Permission { group, resources, verbs } = *permission;
+        let pairs = resources.iter().flat_map(move |it| verbs.iter().map(move |verb| (it, verb)));
+        pairs
+            .map(move |(resource, verb)| format!("{verb} {resource} {group}").trim_end().to_owned())
+    });
+    assert_eq!(allowed, expected.collect());
 }
 
 #[test]

@@ -16,6 +16,11 @@ pub(crate) fn in_alerts() -> BTreeSet<String> {
     families(alert_expressions().iter().map(|(_, expression)| expression.as_str()))
 }
 
+/// How many alerts there are.
+pub(crate) fn alert_count() -> usize {
+    alert_expressions().len()
+}
+
 /// Likewise in `dashboard.json`.
 pub(crate) fn in_dashboard() -> BTreeSet<String> {
     families(dashboard_expressions().iter().map(String::as_str))

@@ -38,6 +38,8 @@ impl Host {
             "--proxy-mode=nftables",
             "--hostname-override=node-1",
             "--cluster-cidr=10.244.0.0/16,fd00:10:244::/48",
+            // nft shows who owns a table, and what is printed has no owner.
+            "--own-tables=false",
             &manifests,
         ];
         fixed.map(str::to_owned).to_vec()

@@ -144,9 +144,9 @@ fn service(n: u16) -> Service {
     };
     Service {
         name: ObjectName::new("ns", &format!("s{n}")),
-        uid: "".into(),
+        uid: None,
         created: 0,
-        v4: Some(family),
+        v4: Some(Box::new(family)),
         v6: None,
         ports: vec![port],
         affinity: None,

@@ -86,6 +86,16 @@ impl<'w> Proxy<'w> {
         })
     }
 
+    /// Waits until the process ends by itself.
+    pub(crate) fn ended(&mut self) -> ExitStatus {
+        let mut child = self.child.take().expect("the proxy runs");
+        let ended = poll(LONG, || child.try_wait().unwrap().ok_or("still running".to_owned()));
+        ended.unwrap_or_else(|why| {
+            let _ = child.kill();
+            panic!("{why}\n{}", self.log())
+        })
+    }
+
     /// What the proxy wrote to its standard output and error so far.
     pub(crate) fn log(&self) -> String {
         read_to_string(&self.log).unwrap_or_default()

@@ -173,8 +173,10 @@ impl Monitor {
             if line.contains(&mark) {
                 return heard;
             }
-            // Marks of `listen` and the closing line of each transaction are no news.
-            if !line.contains(MARK) && !line.starts_with("# new generation") {
+            // Marks of `listen` and the closing line of each transaction are no news. A table that is taken over from
+            // an owner that has ended is announced as if it were added; one that is added comes with chains.
+            let news = !line.contains(MARK) && !line.starts_with("# new generation");
+            if news && !TAKEN_OVER.contains(&line.trim_end()) {
                 heard.push(line);
             }
         }
@@ -195,6 +197,8 @@ impl Monitor {
         mark
     }
 }
+
+const TAKEN_OVER: [&str; 2] = ["add table ip kube-ferry", "add table ip6 kube-ferry"];
 
 const MARK: &str = "witness-mark-";
 

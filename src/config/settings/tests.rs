@@ -1,6 +1,7 @@
 use std::ffi::OsString;
 
 use super::*;
+use crate::config::CleanupOf;
 
 const KUBEADM: &str = include_str!("../../../tests/config/kubeadm.yaml");
 const EKS: &str = include_str!("../../../tests/config/eks.yaml");
@@ -306,7 +307,6 @@ fn every_wrong_value_is_refused_with_its_message() {
             vec!["--show-hidden-metrics-for-version=1.20"],
             "must be the previous minor version, 1.35",
         ),
-        (vec!["--profiling"], "profiling endpoints are not implemented"),
         (
             vec!["--logging-format=xml"],
             "logging.format: Invalid value: \"xml\": must be text or json",
@@ -317,9 +317,13 @@ fn every_wrong_value_is_refused_with_its_message() {
             "splitStream: Forbidden: feature LoggingAlphaOptions is disabled",
         ),
         (vec!["--log-json-info-buffer-size=64Ki"], "buffering is not implemented"),
-        (vec!["--feature-gates=Nonsense=true"], "unrecognized feature gate: Nonsense"),
+        (
+            vec!["--feature-gates=AllowServiceExternalIP=true"],
+            "unrecognized feature gate: AllowServiceExternalIP (is AllowServiceExternalIPs meant?)",
+        ),
         (vec!["--feature-gates=NFTablesProxyMode=false"], "feature is locked to true"),
         (vec!["--cleanup", "--init-only"], "exclude each other"),
+        (vec!["--cleanup-of=kube-proxy"], "give both"),
     ] {
         let error = resolve(&parse(&flags), None, "host").unwrap_err().to_string();
         assert!(error.contains(part), "{flags:?}: {error}");
@@ -385,6 +389,23 @@ fn our_own_block_and_flag_name_the_manifests() {
 }
 
 #[test]
+fn tables_are_owned_unless_flag_or_file_say_otherwise() {
+    let file = |own: &str| {
+        format!(
+            "{HEAD}, mode: nftables, clusterCIDR: 10.0.0.0/8, kubeFerry: {{ownTables: {own}}}}}"
+        )
+    };
+    let check = |flags: &[&str], file: Option<&str>, expected: bool| {
+        assert_eq!(resolved(flags, file).own_tables, expected, "{flags:?} {file:?}");
+    };
+    check(&["--manifests=/a"], None, true);
+    check(&["--manifests=/a", "--own-tables=false"], None, false);
+    check(&["--config=f"], Some(&file("false")), false);
+    check(&["--config=f", "--own-tables"], Some(&file("false")), true);
+    check(&["--config=f", "--own-tables=false"], Some(&file("true")), false);
+}
+
+#[test]
 fn files_that_cannot_be_used_name_themselves() {
     let error = resolve(&parse(&["--config=/etc/x.yaml"]), Some("kind: Pod"), "host").unwrap_err();
     assert!(
@@ -433,7 +454,7 @@ fn detectors_use_the_first_range_of_the_family() {
 fn actions_follow_their_flags() {
     for (flag, action) in [
         ("--v=0", Action::Run),
-        ("--cleanup", Action::Cleanup),
+        ("--cleanup", Action::Cleanup(CleanupOf::All)),
         ("--init-only", Action::InitOnly),
         ("--write-config-to=/tmp/x", Action::WriteConfig("/tmp/x".into())),
         ("--dry-run=kernel", Action::DryRun(DryRun::Kernel)),

@@ -8,10 +8,10 @@ use crate::nft::schema::{Batch, Chain, Key, Op, Rule, SetName, TABLE, Value};
 use crate::nft::skeleton;
 
 pub(crate) const NFNL_SUBSYS_NFTABLES: u16 = 10;
-const NFNL_MSG_BATCH_BEGIN: u16 = 16;
-const NFNL_MSG_BATCH_END: u16 = 17;
+pub(crate) const NFNL_MSG_BATCH_BEGIN: u16 = 16;
+pub(crate) const NFNL_MSG_BATCH_END: u16 = 17;
 /// `NFNL_BATCH_GENID`
-const BATCH_GENID: u16 = 1;
+pub(crate) const BATCH_GENID: u16 = 1;
 
 /// What the kernel does with a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +20,27 @@ pub enum Ending {
     Commit,
     /// Checks it and throws it away: a batch without an end is aborted after the checks.
     Validate,
+}
+
+/// Who may change the tables that a batch makes or names with [`Op::AddTable`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Ownership {
+    /// Everybody with the capability. What another process left is taken as it is.
+    #[default]
+    Shared,
+    /// The socket that sends the batch; they stay when it is closed, and belong to nobody then (kernel 6.9).
+    Socket,
+}
+
+impl Ownership {
+    /// The flags of such a table.
+    pub(crate) fn flags(self) -> Option<u32> {
+        match self {
+            // Without flags a table that is there keeps those that it has; any others would be refused.
+            Ownership::Shared => None,
+            Ownership::Socket => Some(table::OWNER | table::PERSIST),
+        }
+    }
 }
 
 /// A batch as bytes.
@@ -104,13 +125,20 @@ fn locate_element(elements: &[ElementPlace], offset: Option<u32>) -> Place {
 ///
 /// Messages are numbered from `first_seq` on. Only the last operation asks for an acknowledgement: one for each would
 /// overflow the receive buffer, and before 6.10 the kernel does not answer for the end of a batch.
-pub fn encode(batch: &Batch, first_seq: u32, generation: Option<u32>, ending: Ending) -> Encoded {
+pub fn encode(
+    batch: &Batch,
+    first_seq: u32,
+    generation: Option<u32>,
+    ending: Ending,
+    ownership: Ownership,
+) -> Encoded {
     let mut encoder = Encoder {
         writer: Writer::default(),
         first_seq,
         messages: Vec::new(),
         elements: Vec::new(),
         last: 0,
+        ownership,
     };
     encoder.delimiter(NFNL_MSG_BATCH_BEGIN, first_seq, generation);
     let mut ops = batch.0.iter().enumerate().peekable();
@@ -171,14 +199,15 @@ struct Encoder {
     elements: Vec<ElementPlace>,
     /// Where the last message begins.
     last: usize,
+    ownership: Ownership,
 }
 
 impl Encoder {
     fn operation(&mut self, index: usize, op: &Op) {
         match op {
-            Op::AddTable(family) => self.add_table(index, *family),
+            Op::AddTable(family) => self.add_table(index, *family, self.ownership),
             Op::DeleteTable(family) => {
-                self.add_table(index, *family);
+                self.add_table(index, *family, Ownership::Shared);
                 self.message(index, msg::DELTABLE, 0, *family, |writer| {
                     writer.string(table::NAME, TABLE);
                 });
@@ -207,10 +236,12 @@ impl Encoder {
         }
     }
 
-    fn add_table(&mut self, index: usize, family: Family) {
+    fn add_table(&mut self, index: usize, family: Family, ownership: Ownership) {
         self.message(index, msg::NEWTABLE, NLM_F_CREATE, family, |writer| {
             writer.string(table::NAME, TABLE);
-            writer.be32(table::FLAGS, 0);
+            if let Some(flags) = ownership.flags() {
+                writer.be32(table::FLAGS, flags);
+            }
             writer.bytes(table::USERDATA, &userdata::comment(skeleton::TABLE_COMMENT));
         });
     }
@@ -318,6 +349,23 @@ impl Encoder {
     }
 }
 
+/// Asks whether the kernel knows tables that belong to a socket and outlive it: a transaction that makes one called
+/// `name`, without an end, so that it is checked and thrown away.
+pub(crate) fn probe_ownership(name: &str, seq: u32) -> Vec<u8> {
+    let mut writer = Writer::default();
+    writer.message(NFNL_MSG_BATCH_BEGIN, NLM_F_REQUEST, seq, |writer| {
+        write_nfgenmsg(writer, 0, NFNL_SUBSYS_NFTABLES);
+    });
+    let kind = NFNL_SUBSYS_NFTABLES << 8 | u16::from(msg::NEWTABLE);
+    let flags = NLM_F_REQUEST | NLM_F_CREATE | NLM_F_ACK;
+    writer.message(kind, flags, seq.wrapping_add(1), |writer| {
+        write_nfgenmsg(writer, nfproto(Family::V4), 0);
+        writer.string(table::NAME, name);
+        writer.be32(table::FLAGS, table::OWNER | table::PERSIST);
+    });
+    writer.into_bytes()
+}
+
 /// An upper bound for what a row takes, in bytes.
 fn row_length(key: &Key, value: &Value) -> usize {
     let chain = match value {
@@ -368,7 +416,7 @@ mod tests {
             Op::AddChain { family, chain: Chain::Services },
             Op::DeleteTable(family),
         ]);
-        let encoded = encode(&batch, 7, None, Ending::Commit);
+        let encoded = encode(&batch, 7, None, Ending::Commit, Ownership::Shared);
         let create = NLM_F_REQUEST | NLM_F_CREATE;
         assert_eq!(
             outline(&encoded),
@@ -392,8 +440,8 @@ mod tests {
     #[test]
     fn a_validation_has_no_end() {
         let batch = Batch(vec![Op::AddTable(Family::V6)]);
-        let commit = encode(&batch, 1, Some(5), Ending::Commit).bytes;
-        let validate = encode(&batch, 1, Some(5), Ending::Validate).bytes;
+        let commit = encode(&batch, 1, Some(5), Ending::Commit, Ownership::Shared).bytes;
+        let validate = encode(&batch, 1, Some(5), Ending::Validate, Ownership::Shared).bytes;
         assert!(commit.starts_with(&validate));
         assert_eq!(Messages(&validate).count(), 2);
         let begin = Messages(&validate).next().unwrap();
@@ -416,7 +464,7 @@ mod tests {
                 std::iter::repeat_n(op, times)
             });
             let batch = Batch(ops.collect());
-            let encoded = encode(&batch, u32::MAX - 2, None, Ending::Commit);
+            let encoded = encode(&batch, u32::MAX - 2, None, Ending::Commit, Ownership::Shared);
             let mut next = 0;
             for message in Messages(&encoded.bytes) {
                 let Some(list) = find(message.payload.get(4..).unwrap(), element::LIST_ELEMENTS)

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use super::element::{self, Element};
 use super::expression::{self, Expression};
-use super::query::{attributes, is_in_our_table};
+use super::query::{TableHead, attributes, is_in_our_table};
 use super::uapi::{element as nfta_element, msg, rule};
 use super::wire::{Attributes, find, find_string};
 use super::{chain, lower, set};
@@ -39,8 +39,20 @@ struct Bound {
 }
 
 impl<'a> Observation<'a> {
-    /// Begins to observe a table that has that many objects, as [`super::query::read_table`] tells.
-    pub(crate) fn new(family: Family, program: &'a Program, objects: u32) -> Observation<'a> {
+    /// Begins to observe a table with this head. `unownable`: it is not ours and cannot become so.
+    pub(crate) fn new(
+        family: Family,
+        program: &'a Program,
+        head: TableHead,
+        unownable: bool,
+    ) -> Observation<'a> {
+        let mut unknown = Vec::new();
+        if head.dormant {
+            unknown.push("the flag dormant".to_owned());
+        }
+        if unownable {
+            unknown.push("a table that everybody may change".to_owned());
+        }
         Observation {
             family,
             program,
@@ -49,8 +61,8 @@ impl<'a> Observation<'a> {
             rules: BTreeMap::new(),
             rows: Vec::new(),
             bounds: Vec::new(),
-            unknown: Vec::new(),
-            objects,
+            unknown,
+            objects: head.objects,
             seen: 0,
         }
     }
@@ -214,8 +226,9 @@ mod tests {
 
     use super::*;
     use crate::nft::codec::element::samples::{any_family, any_net};
+    use crate::nft::codec::query::TableOwner;
     use crate::nft::codec::wire::Writer;
-    use crate::nft::codec::{Ending, encode, wire::Messages};
+    use crate::nft::codec::{Ending, Ownership, encode, wire::Messages};
     use crate::nft::schema::{Batch, Op};
     use crate::nft::skeleton::tests::program;
     use crate::nft::tables::Tables;
@@ -245,8 +258,8 @@ mod tests {
 
     fn observe(family: Family, batch: &Batch) -> ObservedTable {
         let program = Program { ipvs: true, ..program() };
-        let mut observation = Observation::new(family, &program, 0);
-        for message in Messages(&encode(batch, 1, None, Ending::Commit).bytes) {
+        let mut observation = Observation::new(family, &program, head(0), false);
+        for message in Messages(&encode(batch, 1, None, Ending::Commit, Ownership::Shared).bytes) {
             observation.set(message.kind, message.payload);
             observation.chain(message.kind, message.payload);
             observation.rule(message.kind, message.payload);
@@ -292,7 +305,7 @@ mod tests {
             payloads in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..100), 0..6),
         ) {
             let program = program();
-            let mut observation = Observation::new(family, &program, 3);
+            let mut observation = Observation::new(family, &program, head(3), false);
             for payload in &payloads {
                 observation.set(kind, payload);
                 observation.chain(kind, payload);
@@ -305,12 +318,16 @@ mod tests {
         #[test]
         fn ranges_of_any_lists_of_elements_are_survived(family in any_family(), bytes in prop::collection::vec(any::<u8>(), 0..100)) {
             let program = program();
-            let mut observation = Observation::new(family, &program, 0);
+            let mut observation = Observation::new(family, &program, head(0), false);
             let mut writer = Writer::default();
             writer.raw(&[0; 4]);
             writer.nest(nfta_element::LIST_ELEMENTS, |writer| writer.raw(&bytes));
             observation.elements(SetName::ServiceCidrs, 0xa00 | u16::from(msg::NEWSETELEM), &writer.into_bytes());
             observation.finish();
         }
+    }
+
+    fn head(objects: u32) -> TableHead {
+        TableHead { objects, dormant: false, owner: TableOwner::Nobody }
     }
 }

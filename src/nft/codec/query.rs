@@ -68,9 +68,40 @@ pub(crate) fn read_generation(kind: u16, payload: &[u8]) -> Option<u32> {
     find_be32(attributes(kind, msg::NEWGEN, payload)?, generation::ID)
 }
 
-/// The number of sets, chains and other objects in an answer to [`table`].
-pub(crate) fn read_table(kind: u16, payload: &[u8]) -> Option<u32> {
-    find_be32(attributes(kind, msg::NEWTABLE, payload)?, table::USE)
+/// What the kernel says of a table as such.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TableHead {
+    /// The number of sets, chains and other objects in it.
+    pub(crate) objects: u32,
+    /// Somebody has switched it off: no packet passes its chains.
+    pub(crate) dormant: bool,
+    pub(crate) owner: TableOwner,
+}
+
+/// Who may change a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TableOwner {
+    /// Everybody, for ever.
+    Nobody,
+    /// Everybody, until somebody takes it over: its owner has gone.
+    Gone,
+    /// The socket with this netlink port.
+    Port(u32),
+}
+
+/// The table in an answer to [`table`].
+pub(crate) fn read_table(kind: u16, payload: &[u8]) -> Option<TableHead> {
+    let attributes = attributes(kind, msg::NEWTABLE, payload)?;
+    let flags = find_be32(attributes, table::FLAGS).unwrap_or_default();
+    let owner = if flags & table::OWNER != 0 {
+        TableOwner::Port(find_be32(attributes, table::OWNER_PORT)?)
+    } else if flags & table::PERSIST != 0 {
+        TableOwner::Gone
+    } else {
+        TableOwner::Nobody
+    };
+    let objects = find_be32(attributes, table::USE)?;
+    Some(TableHead { objects, dormant: flags & table::DORMANT != 0, owner })
 }
 
 /// Whether a chain of a dump belongs to our table.

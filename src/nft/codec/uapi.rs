@@ -28,6 +28,12 @@ pub(crate) mod table {
     pub(crate) const FLAGS: u16 = 2;
     pub(crate) const USE: u16 = 3;
     pub(crate) const USERDATA: u16 = 6;
+    /// The netlink port of the socket that owns the table.
+    pub(crate) const OWNER_PORT: u16 = 7;
+    /// `NFT_TABLE_F_*`
+    pub(crate) const DORMANT: u32 = 1;
+    pub(crate) const OWNER: u32 = 2;
+    pub(crate) const PERSIST: u32 = 4;
 }
 
 /// `NFTA_GEN_*`
@@ -51,7 +57,9 @@ pub(crate) mod chain {
 pub(crate) mod rule {
     pub(crate) const TABLE: u16 = 1;
     pub(crate) const CHAIN: u16 = 2;
+    pub(crate) const HANDLE: u16 = 3;
     pub(crate) const EXPRESSIONS: u16 = 4;
+    pub(crate) const USERDATA: u16 = 7;
 }
 
 /// `NFTA_SET_*`, `NFTA_SET_DESC_*`, `NFTA_SET_FIELD_*` and `NFT_SET_*`

@@ -18,6 +18,12 @@ impl RowCounts {
         self.0.get(&(family, set)).copied().unwrap_or(0)
     }
 
+    /// How many of a set's elements that many rows take: an interval set without concatenation holds both ends of a
+    /// range, and one more at the start.
+    pub fn elements(set: SetName, rows: u32) -> u32 {
+        if set == SetName::ServiceCidrs { rows.saturating_mul(2).saturating_add(1) } else { rows }
+    }
+
     /// Sets with rows, in order.
     pub fn iter(&self) -> impl Iterator<Item = (Family, SetName, u32)> + '_ {
         self.0.iter().map(|((family, set), rows)| (*family, *set, *rows))

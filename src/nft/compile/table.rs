@@ -74,9 +74,14 @@ impl TableState {
         staged.or_else(|| self.sizes.get(&set)).copied().flatten()
     }
 
+    /// Sets of the table as it is and their sizes; those without a limit are left out.
+    pub(super) fn sizes(&self) -> impl Iterator<Item = (SetName, u32)> + '_ {
+        self.sizes.iter().filter_map(|(set, size)| Some((*set, (*size)?)))
+    }
+
     /// The new size if `rows` do not fit.
     pub(super) fn outgrown(&self, set: SetName, rows: u32) -> Option<u32> {
-        let (size, elements) = (self.size(set)?, elements(set, rows));
+        let (size, elements) = (self.size(set)?, RowCounts::elements(set, rows));
         (elements > size).then(|| elements.checked_next_power_of_two().unwrap_or(elements))
     }
 
@@ -89,10 +94,10 @@ impl TableState {
         ops: &mut Vec<Op>,
     ) {
         if self.staged.is_some() {
-            ops.push(Op::AddTable(family));
             if self.rebuild {
-                ops.extend([Op::DeleteTable(family), Op::AddTable(family)]);
+                ops.push(Op::DeleteTable(family));
             }
+            ops.push(Op::AddTable(family));
         }
         let staged = self.staged.as_ref();
         for (set, size) in staged.iter().flat_map(|it| &it.sizes) {
@@ -178,11 +183,6 @@ fn initial_size(set: SetName, expected: u32) -> u32 {
     if set == SetName::Affinity {
         return AFFINITY_SIZE;
     }
-    let wanted = elements(set, expected).saturating_mul(2).max(MIN_SIZE);
+    let wanted = RowCounts::elements(set, expected).saturating_mul(2).max(MIN_SIZE);
     wanted.checked_next_power_of_two().unwrap_or(wanted)
-}
-
-/// An interval set without concatenation holds both ends of a range as elements, and one more at the start.
-fn elements(set: SetName, rows: u32) -> u32 {
-    if set == SetName::ServiceCidrs { rows.saturating_mul(2).saturating_add(1) } else { rows }
 }

@@ -10,7 +10,7 @@ pub(super) fn rule(family: Family, rule: &Rule) -> String {
 }
 
 /// `ip` or `ip6`.
-pub(super) fn family_word(family: Family) -> &'static str {
+pub(crate) fn family_word(family: Family) -> &'static str {
     match family {
         Family::V4 => "ip",
         Family::V6 => "ip6",

@@ -1,5 +1,8 @@
 //! Names, help texts, labels and buckets: the table of section 9 of the reference and ours below it.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
 use prometheus::core::Collector;
 use prometheus::{
     GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
@@ -41,24 +44,36 @@ pub(super) struct Families {
     pub coalesced: IntCounter,
     pub skipped: IntCounterVec,
     pub conflicts: IntGauge,
+    pub standing_by: IntGauge,
+    pub refused_services: IntGauge,
     pub drift_repairs: IntCounterVec,
     pub watch_events: IntCounterVec,
+    pub watch_unchanged: IntCounterVec,
     pub watch_last_event: GaugeVec,
     pub watch_relists: IntCounterVec,
     pub watch_errors: IntCounterVec,
     pub watch_bytes: IntCounterVec,
+    pub events_dropped: IntCounter,
+    pub config_reloads: IntCounterVec,
+    pub config_usable: IntGauge,
+    pub requests: IntCounterVec,
+    pub request_duration: HistogramVec,
 }
 
 const F: [&str; 1] = ["ip_family"];
 
+/// client-go's.
+const REQUEST_SECONDS: [f64; 12] =
+    [0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0];
+
 impl Families {
     pub(super) fn register(gates: &FeatureGates) -> Result<Self, prometheus::Error> {
-        let maker = Maker { registry: Registry::new() };
+        let maker = Maker { registry: Registry::new(), levels: RefCell::default() };
         maker.constants(gates)?;
         maker.keep(&ProcessCollector::new()?)?;
         let exp = exponential_buckets(0.001, 2.0, 15)?;
         let commit = exponential_buckets(0.000_05, 2.0, 18)?;
-        Ok(Families {
+        let families = Families {
             sync_duration: maker.histograms("kubeproxy_sync_proxy_rules_duration_seconds", "[ALPHA] How long syncs took, in seconds, successful or not", &F, &exp)?,
             full_sync_duration: maker.histograms("kubeproxy_sync_full_proxy_rules_duration_seconds", "[ALPHA] How long full syncs took, in seconds", &F, &exp)?,
             partial_sync_duration: maker.histograms("kubeproxy_sync_partial_proxy_rules_duration_seconds", "[ALPHA] How long partial syncs took, in seconds", &F, &exp)?,
@@ -85,16 +100,27 @@ impl Families {
             commit_duration: maker.histogram("kubeferry_kernel_commit_duration_seconds", "How long the kernel took for a transaction, in seconds", &commit)?,
             coalesced: maker.counter("kubeferry_events_coalesced_total", "Events that joined others in one sync")?,
             skipped: maker.counters("kubeferry_skipped_objects_total", "Objects, or parts of them, that cannot be used and are left out", &["resource", "reason"])?,
+            standing_by: maker.int_gauge("kubeferry_standing_by", "1 while another copy runs in this network namespace and this one waits for its end")?,
             conflicts: maker.int_gauge("kubeferry_address_conflicts", "Claims on an address and port that an older Service holds")?,
+            refused_services: maker.int_gauge("kubeferry_refused_services", "Services whose rules the kernel refuses; they keep those from before")?,
             drift_repairs: maker.counters("kubeferry_drift_repairs_total", "Times that the kernel's tables were not as left and were set right", &F)?,
             watch_events: maker.counters("kubeferry_watch_events_total", "Objects received, by lists and by watches", &["resource"])?,
+            watch_unchanged: maker.counters("kubeferry_watch_unchanged_total", "Objects received that differed in nothing that matters here, and went no further", &["resource"])?,
             watch_last_event: maker.gauges("kubeferry_watch_last_event_timestamp_seconds", "When a watch last delivered something, in seconds since the epoch", &["resource"])?,
             watch_relists: maker.counters("kubeferry_watch_relists_total", "Whole lists fetched", &["resource"])?,
             watch_errors: maker.counters("kubeferry_watch_errors_total", "Lists and watches that failed and were tried again", &["resource", "reason"])?,
             watch_bytes: maker.counters("kubeferry_watch_received_bytes_total", "Bytes of lists and watches received, after decompression", &["resource"])?,
+            events_dropped: maker.counter("kubeferry_events_dropped_total", "Kubernetes Events that were not posted: too many at once, or refused")?,
+            config_reloads: maker.counters("kubeferry_config_reloads_total", "Changes of the configuration file, by whether it was usable", &["result"])?,
+            config_usable: maker.int_gauge("kubeferry_config_last_reload_successful", "Whether the configuration file, as it is now, is usable: 0 means that a restart would fail")?,
 
-            registry: maker.registry,
-        })
+            requests: maker.counters("rest_client_requests_total", "[ALPHA] Number of HTTP requests, partitioned by status code, method, and host.", &["code", "host", "method"])?,
+            request_duration: maker.histograms("rest_client_request_duration_seconds", "[ALPHA] Request latency in seconds. Broken down by verb, and host.", &["host", "verb"], &REQUEST_SECONDS)?,
+
+            registry: maker.registry.clone(),
+        };
+        maker.figures()?;
+        Ok(families)
     }
 }
 
@@ -107,12 +133,34 @@ fn programming_buckets() -> Vec<f64> {
 /// Makes metrics and registers them at once, so that none is forgotten.
 struct Maker {
     registry: Registry,
+    /// How many metrics there are of each stability level, which Kubernetes writes in front of the help text.
+    levels: RefCell<BTreeMap<String, u64>>,
 }
 
 impl Maker {
     fn keep<C: Collector + Clone + 'static>(&self, metric: &C) -> Result<C, prometheus::Error> {
         self.registry.register(Box::new(metric.clone()))?;
+        for desc in metric.desc() {
+            let level = desc.help.strip_prefix('[').and_then(|it| it.split_once("] "));
+            let level = level.map_or("", |(level, _)| level);
+            *self.levels.borrow_mut().entry(level.to_owned()).or_default() += 1;
+        }
         Ok(metric.clone())
+    }
+
+    /// Kubernetes' figures about the metrics themselves. None is ever hidden or disabled here.
+    fn figures(&self) -> Result<(), prometheus::Error> {
+        self.counter("hidden_metrics_total", "[BETA] The count of hidden metrics.")?;
+        self.counter("disabled_metrics_total", "[BETA] The count of disabled metrics.")?;
+        let registered = self.counters(
+            "registered_metrics_total",
+            "[BETA] The count of registered metrics broken by stability level and deprecation version.",
+            &["deprecated_version", "stability_level"],
+        )?;
+        for (level, count) in self.levels.borrow().iter() {
+            registered.with_label_values(&["", level]).inc_by(*count);
+        }
+        Ok(())
     }
 
     fn histograms(

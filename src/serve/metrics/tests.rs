@@ -82,6 +82,8 @@ fn every_word_lands_in_its_metric() {
         &metrics,
         "kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family=\"IPv4\",traffic_policy=\"external\"} 5",
     );
+    metrics.standing_by(true);
+    check(&metrics, "kubeferry_standing_by 1");
     metrics.conflicts(6);
     check(&metrics, "kubeferry_address_conflicts 6");
     metrics.rows_written(Family::V4, "endpoints", RowOp::Add, 7);
@@ -89,9 +91,29 @@ fn every_word_lands_in_its_metric() {
         &metrics,
         "kubeferry_elements_total{ip_family=\"IPv4\",operation=\"add\",set=\"endpoints\"} 7",
     );
-    metrics.rows(Family::V4, "endpoints", 70, Some(1024));
+    metrics.set_elements(Family::V4, "endpoints", 70);
+    metrics.set_size(Family::V4, "endpoints", 1024);
     check(&metrics, "kubeferry_set_elements{ip_family=\"IPv4\",set=\"endpoints\"} 70");
     check(&metrics, "kubeferry_set_size{ip_family=\"IPv4\",set=\"endpoints\"} 1024");
+    metrics.refused_services(3);
+    check(&metrics, "kubeferry_refused_services 3");
+    metrics.config_reloaded(false);
+    check(&metrics, "kubeferry_config_last_reload_successful 0");
+    check(&metrics, "kubeferry_config_reloads_total{result=\"invalid\"} 1");
+    metrics.request("GET", "192.0.2.1:6443", Some(200), took);
+    metrics.request("GET", "192.0.2.1:6443", None, took);
+    check(
+        &metrics,
+        "rest_client_requests_total{code=\"200\",host=\"192.0.2.1:6443\",method=\"GET\"} 1",
+    );
+    check(
+        &metrics,
+        "rest_client_requests_total{code=\"<error>\",host=\"192.0.2.1:6443\",method=\"GET\"} 1",
+    );
+    check(
+        &metrics,
+        "rest_client_request_duration_seconds_count{host=\"192.0.2.1:6443\",verb=\"GET\"} 2",
+    );
     metrics.batch(BatchResult::Committed, 12, took);
     metrics.batch(BatchResult::Rejected, 99, took);
     check(&metrics, "kubeferry_batches_total{result=\"committed\"} 1");

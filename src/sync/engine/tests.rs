@@ -91,6 +91,8 @@ fn event() -> impl Strategy<Value = Event> {
         .prop_map(Event::Step);
     let failure = select(vec![
         Failure::Rejected(EINVAL),
+        Failure::Rejected(EEXIST),
+        Failure::NoRoom,
         Failure::Socket(EPERM),
         Failure::UnknownApplied,
         Failure::UnknownLost,
@@ -277,6 +279,60 @@ fn trigger_times_are_told_once_and_only_when_the_kernel_has_what_they_caused() {
     }
 }
 
+#[test]
+fn a_kernel_without_room_is_given_smaller_batches_until_they_fit() {
+    let mut host = Host::started();
+    host.settle();
+    for n in 0..200_u8 {
+        host.engine
+            .apply(Change::ServiceApplied(service(&format!("ns/a{n}"), &format!("10.96.1.{n}"))));
+        host.engine.apply(endpoint(&format!("ns/a{n}"), n, 1));
+    }
+    let mut lengths = Vec::new();
+    while lengths.len() < 8 {
+        if lengths.len() < 7 {
+            host.kernel.fail_commit(1, Failure::NoRoom);
+        }
+        let before = host.kernel.operations;
+        assert_eq!(host.pass().is_some(), lengths.len() == 7);
+        assert!(!host.engine.needs_observation(), "nothing was lost");
+        lengths.push(host.kernel.operations - before);
+    }
+    assert!((1..=2 * FEWEST_BATCH_ROWS).contains(&lengths[7]), "{lengths:?}");
+    host.settle();
+    assert!((0..200).all(|n| {
+        host.kernel
+            .tables
+            .rows(Family::V4, SetName::ClusterIps)
+            .any(|(key, _)| *key == Key::Address(ip(&format!("10.96.1.{n}"))))
+    }));
+}
+
+#[test]
+fn a_kernel_that_does_not_hold_what_is_believed_is_looked_at_before_a_service_is_blamed() {
+    let mut host = Host::started();
+    host.engine.apply(Change::ServiceApplied(service("ns/a", "10.96.0.1")));
+    host.engine.apply(endpoint("ns/a", 1, 1));
+    host.settle();
+    // Somebody takes a row away that is to be replaced next.
+    let (set, family) = (SetName::Endpoints, Family::V4);
+    let row = host.kernel.tables.rows(family, set).next().map(|(key, _)| *key).unwrap();
+    let gone = Batch(vec![crate::nft::Op::DeleteElement { family, set, key: row, owner: None }]);
+    host.kernel.commit(&gone).unwrap();
+    host.engine.apply(endpoint("ns/a", 1, 2));
+    assert!(host.pass().is_none());
+    assert_eq!(host.engine.refused_count(), 0);
+    assert!(host.engine.needs_observation());
+    host.settle();
+    assert_eq!(host.backends(1), [ip("10.1.1.2")]);
+    // One that is refused although everything was just looked at is to blame.
+    host.engine.lost();
+    host.kernel.refuse_owner(Owner(0), EEXIST);
+    host.engine.apply(endpoint("ns/a", 1, 3));
+    host.settle();
+    assert_eq!(host.engine.refused_count(), 1);
+}
+
 /// An engine and its kernel, with the loop's way of passing things between them.
 struct Host {
     engine: Engine,
@@ -324,6 +380,10 @@ impl Host {
                 Ok(()) => (),
                 Err(KernelError::Rejected(rejections)) => {
                     self.refused(rejections);
+                    return None;
+                }
+                Err(KernelError::NoRoom { .. }) => {
+                    self.engine.postponed();
                     return None;
                 }
                 Err(_) => {

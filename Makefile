@@ -41,7 +41,6 @@ bench:
 	cargo build --locked --release --bin kube-ferry
 	cp "$(TARGET)/release/kube-ferry" "$(TARGET)/kube-ferry-measured"
 	cargo bench --locked --profile release --bench sync
-	cargo bench --locked --profile release --bench kernel
 	KUBE_FERRY="$(TARGET)/kube-ferry-measured" cargo bench --locked --profile release --bench node
 
 include deploy/deploy.mk

@@ -6,5 +6,6 @@
 mod ipset;
 mod iptables;
 mod leftovers;
+mod migration;
 mod nftables;
 mod node;

@@ -5,7 +5,7 @@
 
 mod ipset;
 mod iptables;
-mod leftovers;
+pub(crate) mod leftovers;
 mod migration;
 mod nftables;
 mod node;

@@ -4,6 +4,7 @@
 //! runs them in a virtual machine, and there they fail where IPVS is missing.
 
 mod cleanup;
+mod command;
 mod contract;
 mod cost;
 mod host;

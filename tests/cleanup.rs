@@ -6,6 +6,6 @@
 mod ipset;
 mod iptables;
 pub(crate) mod leftovers;
-mod migration;
+pub(crate) mod migration;
 mod nftables;
 mod node;

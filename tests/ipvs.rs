@@ -9,6 +9,7 @@ mod contract;
 mod cost;
 mod host;
 mod interface;
+mod migration;
 mod observe;
 mod refusals;
 mod servers;

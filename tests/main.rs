@@ -1,6 +1,8 @@
 //! The one integration test binary. The modules carry `cfg(test)` so that clippy knows them as tests.
 
 #[cfg(test)]
+mod chaos;
+#[cfg(test)]
 mod cleanup;
 #[cfg(test)]
 mod codec;

@@ -4,6 +4,7 @@
 pub(crate) mod apiserver;
 pub(crate) mod client;
 pub(crate) mod command;
+pub(crate) mod dice;
 pub(crate) mod icmp;
 pub(crate) mod namespace;
 pub(crate) mod patience;

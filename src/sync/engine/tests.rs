@@ -10,11 +10,11 @@ use super::*;
 use crate::config::{DetectLocal, NodePortSelector};
 use crate::kernel::memory::{Failure, MemoryKernel};
 use crate::kernel::{Kernel, KernelError};
-use crate::model::Resource;
 use crate::model::sample::{self, Step, ip, name, service, slice};
+use crate::model::{Resource, Service};
 use crate::nft::compile::tests::laws::canonical_table;
 use crate::nft::render;
-use crate::nft::schema::{Key, SetName, Value};
+use crate::nft::schema::{Key, Op, SetName, Value};
 
 const RESOURCES: [Resource; 4] =
     [Resource::Service, Resource::EndpointSlice, Resource::Node, Resource::ServiceCidr];
@@ -317,7 +317,7 @@ fn a_kernel_that_does_not_hold_what_is_believed_is_looked_at_before_a_service_is
     // Somebody takes a row away that is to be replaced next.
     let (set, family) = (SetName::Endpoints, Family::V4);
     let row = host.kernel.tables.rows(family, set).next().map(|(key, _)| *key).unwrap();
-    let gone = Batch(vec![crate::nft::Op::DeleteElement { family, set, key: row, owner: None }]);
+    let gone = Batch(vec![Op::DeleteElement { family, set, key: row, owner: None }]);
     host.kernel.commit(&gone).unwrap();
     host.engine.apply(endpoint("ns/a", 1, 2));
     assert!(host.pass().is_none());
@@ -331,6 +331,50 @@ fn a_kernel_that_does_not_hold_what_is_believed_is_looked_at_before_a_service_is
     host.engine.apply(endpoint("ns/a", 1, 3));
     host.settle();
     assert_eq!(host.engine.refused_count(), 1);
+}
+
+#[test]
+fn a_rolling_update_writes_what_it_replaces_and_no_verdict() {
+    check_rolling(None, 20, &[SetName::Endpoints]);
+    check_rolling(Some(10_800), 40, &[SetName::StickySlots, SetName::StickyEndpoints]);
+}
+
+/// A thousand endpoints, ten replaced at a time: at once, and with the new ones coming before the old ones go.
+#[track_caller]
+fn check_rolling(affinity: Option<u32>, operations: usize, sets: &[SetName]) {
+    let mut host = Host::started();
+    let service = Service { affinity, ..service("ns/a", "10.96.0.1") };
+    host.engine.apply(Change::ServiceApplied(service));
+    (0..10).for_each(|it| host.engine.apply(hundred(it, 0, 0)));
+    host.settle();
+    for (number, generation) in (0..100).zip([1, 2].into_iter().cycle()) {
+        let step = number % 10;
+        for (come, gone) in if generation == 1 { vec![(10, 10)] } else { vec![(10, 0), (10, 10)] } {
+            host.engine.apply(hundred(number / 10, step * 10 + come, step * 10 + gone));
+            host.settle();
+            let written = host.kernel.last.take().unwrap();
+            // A surge moves the last ones into the holes: three rows for each that goes instead of one.
+            let most =
+                if come == gone && generation == 2 { operations * 3 / 2 } else { operations };
+            assert!(written.len() <= most, "{} operations", written.len());
+            let only = |op: &Op| match op {
+                Op::AddElement { set, .. } | Op::DeleteElement { set, .. } => sets.contains(set),
+                _ => false,
+            };
+            assert!(written.0.iter().all(only), "{}", render::batch(&written));
+        }
+    }
+    assert_eq!(host.kernel.tables.rows(Family::V4, *sets.last().unwrap()).count(), 1_000);
+}
+
+/// A slice of a hundred endpoints; the first `come` are there in the new version, all but the first `gone` in the old.
+fn hundred(slice_number: u32, come: u32, gone: u32) -> Change {
+    let of = |version: u32, range: std::ops::Range<u32>| {
+        range.map(move |it| format!("10.{version}.{slice_number}.{it}"))
+    };
+    let endpoints: Vec<String> = of(2, 0..come).chain(of(1, gone..100)).collect();
+    let endpoints: Vec<&str> = endpoints.iter().map(String::as_str).collect();
+    Change::SliceApplied(slice(&format!("ns/a-{slice_number}"), "ns/a", &endpoints))
 }
 
 /// An engine and its kernel, with the loop's way of passing things between them.

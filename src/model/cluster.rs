@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::num::NonZeroU16;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -56,6 +57,7 @@ struct Slice {
     endpoints: Box<[Endpoint]>,
     seen: Epoch,
     family: Family,
+    ipvs_weight: Option<NonZeroU16>,
 }
 
 impl Slice {
@@ -64,7 +66,12 @@ impl Slice {
     }
 
     fn content(&self) -> SliceContent<'_> {
-        SliceContent { family: self.family, ports: &self.ports, endpoints: &self.endpoints }
+        SliceContent {
+            family: self.family,
+            ports: &self.ports,
+            endpoints: &self.endpoints,
+            ipvs_weight: self.ipvs_weight,
+        }
     }
 }
 
@@ -271,9 +278,10 @@ impl Cluster {
         }
         let Some(entry) = self.entry_mut(owner) else { return touched };
         let place = entry.find(&slice.name);
-        let EndpointSlice { name: ObjectName { name, .. }, ports, endpoints, .. } = slice;
+        let EndpointSlice { name: ObjectName { name, .. }, ports, endpoints, ipvs_weight, .. } =
+            slice;
         let (ports, endpoints) = (ports.into_boxed_slice(), endpoints.into_boxed_slice());
-        let slice = Slice { name, ports, endpoints, seen, family };
+        let slice = Slice { name, ports, endpoints, seen, family, ipvs_weight };
         match place {
             Ok(at) => match entry.slices.get_mut(at) {
                 Some(known) if known.content() == slice.content() => {

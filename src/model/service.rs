@@ -7,6 +7,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::name::{Family, ObjectName, Protocol, Uid};
+use super::scheduler::Scheduler;
 
 /// A Service that is to be proxied; headless, ExternalName and foreign ones never get this far.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -26,6 +27,8 @@ pub struct Service {
     pub external_policy: TrafficPolicy,
     /// Only for type LoadBalancer with externalTrafficPolicy Local (reference 2.7).
     pub health_check_node_port: Option<NonZeroU16>,
+    /// Annotation `kube-ferry/ipvs-scheduler`: who picks the endpoint in IPVS mode.
+    pub ipvs_scheduler: Option<Scheduler>,
 }
 
 impl Service {

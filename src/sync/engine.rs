@@ -203,7 +203,7 @@ impl Engine {
         self.compiler = Some(Compiler::adopt(self.program.clone(), tables));
         let mut expected = RowCounts::default();
         for service in self.forwarder.services() {
-            expected.expect(&self.forwarder.forwarding(&self.cluster, service));
+            expected.expect(&self.forwarder.forwarding(&self.cluster, service), self.program.ipvs);
         }
         self.skeleton = Some(expected);
         self.unwritten = self.forwarder.services().collect();

@@ -13,8 +13,8 @@ const HEAD: &str = "\
 
 All that `/metrics` on port 10249 shows, as the program itself tells it; a test compares. Those that begin with `kubeproxy_`,
 `kubernetes_`, `rest_client_` and `process_` have the names, labels and buckets of kube-proxy and mean the same, but that an
-event of a Service is counted once and not once a family. A combination of labels appears when it has something to tell. No label ever holds the name of an object, so the number of series does not
-grow with the cluster.
+event of a Service is counted once and not once a family. A combination of labels appears when it has something to tell. No
+label ever holds the name of an object, so the number of series does not grow with the cluster.
 
 What kube-proxy shows and this page does not: `go_*` (there is no Go here), metrics of its iptables mode, and
 `kubeproxy_sync_proxy_rules_nftables_cleanup_failures_total` (what is stale goes in the same transaction as everything else).

@@ -6,6 +6,7 @@
 mod cleanup;
 mod contract;
 mod cost;
+mod faults;
 mod host;
 mod interface;
 mod observe;

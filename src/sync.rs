@@ -33,9 +33,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// However long a comparison takes, the next one comes this soon if others go on changing tables.
 const LOOK_AT_LEAST_EVERY: Duration = Duration::from_secs(10);
 
-/// A batch that was refused while others changed tables is made anew this often before a Service is blamed.
-const MOST_SURPRISES: u32 = 3;
-
 /// How often a copy that stands by asks whether its turn has come.
 const ASK_FOR_TURN_EVERY: Duration = Duration::from_millis(100);
 
@@ -51,8 +48,6 @@ pub struct Sync<K> {
     refused_since: Option<Instant>,
     /// When to ask next whether others have changed the kernel's tables; `None` while everything is compared anyway.
     look_at: Option<Instant>,
-    /// Refusals in a row that were put down to somebody else's changes.
-    surprises: u32,
     /// Until then nothing is written as long as the own Node's addresses are not known.
     node_deadline: Option<Instant>,
     /// Asks whether the kernel is ours to program; until it is, changes are taken and nothing else. `None`: it is.
@@ -91,7 +86,6 @@ impl<K: Kernel> Sync<K> {
             retry_refused: sync_period,
             refused_since: None,
             look_at: None,
-            surprises: 0,
             node_deadline: None,
             turn: None,
             live: None,
@@ -286,12 +280,7 @@ impl<K: Kernel> Sync<K> {
             let result = self.kernel.commit(&batch);
             self.reporter.batch(&batch, outcome_of(&result), began.elapsed());
             match result {
-                Ok(()) => self.surprises = 0,
-                Err(KernelError::Rejected(_)) if self.is_surprise() => {
-                    self.reporter.verifying();
-                    self.engine.lost();
-                    return Pass::Again;
-                }
+                Ok(()) => (),
                 Err(KernelError::Rejected(rejections)) => {
                     let refusal = self.engine.refused(rejections);
                     return self.refused(refusal);
@@ -309,15 +298,6 @@ impl<K: Kernel> Sync<K> {
         let outcome = self.engine.committed();
         self.reporter.committed(outcome, &self.engine);
         if self.engine.has_work() { Pass::Again } else { Pass::Done }
-    }
-
-    /// Whether a batch was refused because somebody else has changed the tables since the last look at them: then no
-    /// Service is to blame. Where others change theirs all the time it always looks like that, so not for ever.
-    fn is_surprise(&mut self) -> bool {
-        let is =
-            self.surprises < MOST_SURPRISES && self.kernel.changed_by_others().unwrap_or(false);
-        self.surprises = if is { self.surprises + 1 } else { 0 };
-        is
     }
 
     fn refused(&mut self, refusal: Refusal) -> Pass {

@@ -22,7 +22,7 @@ use crate::ipvs::schema::{
     Scheduler, ServerKey, VirtualServer,
 };
 
-pub use leftovers::{Leftovers, Whose};
+pub use leftovers::Leftovers;
 
 /// What the interface is named as ours by (IFLA_IFALIAS).
 pub const ALIAS: &str = "kube-ferry";

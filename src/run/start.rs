@@ -60,8 +60,7 @@ pub(super) fn sync(shell: &Shell, outbox: Outbox) -> anyhow::Result<()> {
     step("reading the credentials for the API server, or the directory of manifests");
     let source = open_source(config, shell)?;
     step("starting the watches");
-    let (sender, changes) =
-        watching::channel(QUEUE).context("cannot start the queue of changes")?;
+    let (sender, changes) = watching::channel(QUEUE);
     let recorder = shell.recorder.clone();
     start_events(shell, &source, outbox, &recorder);
     // The addresses are queued before anything else: nothing is written before all lists are there, so the loop knows

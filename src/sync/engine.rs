@@ -203,7 +203,7 @@ impl Engine {
         self.compiler = Some(Compiler::adopt(self.program.clone(), tables));
         let mut expected = RowCounts::default();
         for service in self.forwarder.services() {
-            expected.expect(&self.forwarder.forwarding(&self.cluster, service));
+            expected.expect(&self.forwarder.forwarding(&self.cluster, service), self.program.ipvs);
         }
         self.skeleton = Some(expected);
         self.unwritten = self.forwarder.services().collect();
@@ -408,6 +408,15 @@ impl Engine {
     /// What could not be programmed for its size, since the last call.
     pub fn take_limits(&mut self) -> Vec<Limit> {
         self.compiler.as_mut().map(Compiler::take_limits).unwrap_or_default()
+    }
+
+    /// Bytes on the heap, about, by room. Walks over everything.
+    pub fn heap_bytes(&self) -> [(&'static str, usize); 3] {
+        [
+            ("model", self.cluster.heap_bytes()),
+            ("forward", self.forwarder.heap_bytes()),
+            ("nft", self.compiler.as_ref().map_or(0, Compiler::heap_bytes)),
+        ]
     }
 
     /// How many elements each set has room for; sets without a limit are left out.

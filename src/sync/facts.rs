@@ -14,6 +14,8 @@ use crate::serve::ListenOn;
 pub struct Settings {
     pub masquerade_mark: u32,
     pub masquerade_all: bool,
+    /// In IPVS mode.
+    pub ipvs: Option<crate::ipvs::split::Settings>,
     /// Families that the host supports.
     pub families: Vec<Family>,
     pub detect_local: DetectLocal,
@@ -50,6 +52,7 @@ impl Settings {
         Settings {
             masquerade_mark: config.masquerade_mark,
             masquerade_all: config.masquerade_all,
+            ipvs: None,
             families,
             detect_local: config.detect_local.clone(),
             node_ports: config.node_ports.clone(),
@@ -72,6 +75,7 @@ impl Settings {
         Program {
             masquerade_mark: self.masquerade_mark,
             masquerade_all: self.masquerade_all,
+            ipvs: self.ipvs.is_some(),
             families: self.families.clone(),
             v4: family(Family::V4),
             v6: family(Family::V6),
@@ -168,6 +172,7 @@ mod tests {
         Settings {
             masquerade_mark: 0x4000,
             masquerade_all: false,
+            ipvs: None,
             families: Family::ALL.to_vec(),
             detect_local: DetectLocal::ClusterCidr(Vec::new()),
             node_ports,

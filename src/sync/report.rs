@@ -23,6 +23,9 @@ use crate::serve::metrics::{BatchResult, PolicyKind, RowOp, SyncKind};
 use crate::serve::{HealthCheck, ListenOn, Metrics, SharedHealth, Start};
 use crate::watch::{Notice, NoticeKind, Recorder, Regarding};
 
+/// Least time between two looks at the rooms' memory: milliseconds at a hundred thousand endpoints.
+const WEIGH_EVERY: Duration = Duration::from_secs(60);
+
 /// Whom the loop tells.
 pub struct Ports {
     pub metrics: Metrics,
@@ -63,6 +66,8 @@ pub(super) struct Reporter {
     work: Work,
     /// EndpointSlice events that no sync has taken up yet.
     slices_pending: usize,
+    /// When the rooms' memory was last looked at.
+    weighed: Option<Instant>,
     /// Nanoseconds since the epoch. Causes from before are not ours to answer for (reference 9).
     started: i128,
 }
@@ -95,6 +100,7 @@ impl Reporter {
             families: Vec::new(),
             work: Work::default(),
             slices_pending: 0,
+            weighed: None,
             started,
         }
     }
@@ -272,6 +278,7 @@ impl Reporter {
         }
         self.ports.metrics.refused_services(engine.refused_count());
         self.fill(&work, engine);
+        self.weigh(engine);
         if work.operations > 0 {
             info!(
                 trigger = if work.full { "full" } else { "changes" },
@@ -290,6 +297,16 @@ impl Reporter {
                 ?took,
                 "synced; the kernel had everything already"
             );
+        }
+    }
+
+    /// How much memory the rooms have; looked at after a sync and not often, because it walks over everything.
+    fn weigh(&mut self, engine: &Engine) {
+        if self.weighed.is_none_or(|last| last.elapsed() >= WEIGH_EVERY) {
+            self.weighed = Some(now());
+            for (room, bytes) in engine.heap_bytes() {
+                self.ports.metrics.memory(room, bytes);
+            }
         }
     }
 

@@ -1,7 +1,7 @@
 //! What kube-proxy's IPVS mode left behind goes, and nothing else.
 
-use kube_ferry::kernel::ipvs::{NetlinkIpvs, Whose};
-use kube_ferry::kernel::{Ipvs as _, IpvsSettings};
+use kube_ferry::kernel::NetlinkIpvs;
+use kube_ferry::leftovers::KnownServers;
 
 use super::witness::*;
 
@@ -43,11 +43,10 @@ fn leftovers_go_and_what_others_have_stays() {
         others.iter().for_each(|it| drop(ipvsadm(it)));
         let excluded = vec!["10.200.0.0/16".parse().unwrap()];
         let mut ipvs = NetlinkIpvs::new(excluded).unwrap();
-        let removed = ipvs.remove_leftovers(Whose::KubeProxy, NODE_PORTS).unwrap();
+        let removed = ipvs.remove_leftovers(NODE_PORTS, &KnownServers::default()).unwrap();
         let gone = ["tcp 10.96.0.10:80", "tcp 192.0.2.1:30080", "tcp 192.0.2.1:30081"].map(key);
         assert_eq!(removed.servers, gone);
         let doubtful = [
-            "tcp 192.0.2.1:443",
             "tcp 192.0.2.1:30082",
             "tcp 192.0.2.1:30083",
             "tcp 192.0.2.1:30084",
@@ -57,7 +56,7 @@ fn leftovers_go_and_what_others_have_stays() {
         assert!(removed.interface && removed.refused.is_empty());
         check_saved(&others);
         assert!(!ip("-o link").contains("kube-ipvs0"));
-        let again = ipvs.remove_leftovers(Whose::KubeProxy, NODE_PORTS).unwrap();
+        let again = ipvs.remove_leftovers(NODE_PORTS, &KnownServers::default()).unwrap();
         assert_eq!(again, Default::default());
         check_saved(&others);
     });
@@ -69,47 +68,7 @@ fn an_interface_of_another_kind_is_no_leftover() {
     isolated(|| {
         ip("link add kube-ipvs0 type bridge");
         let mut ipvs = NetlinkIpvs::new(Vec::new()).unwrap();
-        assert!(!ipvs.remove_leftovers(Whose::KubeProxy, NODE_PORTS).unwrap().interface);
+        assert!(!ipvs.remove_leftovers(NODE_PORTS, &KnownServers::default()).unwrap().interface);
         assert!(ip("-o link").contains("kube-ipvs0"));
-    });
-}
-
-#[test]
-#[ignore = "needs a kernel with IPVS: make test-ipvs"]
-fn of_whom_the_interface_is_decides() {
-    isolated(|| {
-        let mut ipvs = NetlinkIpvs::new(Vec::new()).unwrap();
-        ipvs.prepare(&IpvsSettings::default()).unwrap();
-        commit(&mut ipvs, &[add("tcp 10.96.0.10:80"), bind("10.96.0.10")]);
-        assert!(!ipvs.remove_leftovers(Whose::KubeProxy, NODE_PORTS).unwrap().interface);
-        assert_eq!(saved().len(), 1);
-        let removed = ipvs.remove_leftovers(Whose::KubeFerry, NODE_PORTS).unwrap();
-        assert_eq!((removed.interface, removed.servers), (true, vec![key("tcp 10.96.0.10:80")]));
-        check_saved(&[]);
-        ip("link add kube-ipvs0 type dummy");
-        assert!(!ipvs.remove_leftovers(Whose::KubeFerry, NODE_PORTS).unwrap().interface);
-        assert!(ipvs.remove_leftovers(Whose::Anyone, NODE_PORTS).unwrap().interface);
-    });
-}
-
-#[test]
-#[ignore = "needs a kernel with IPVS: make test-ipvs"]
-fn node_ports_alone_can_go() {
-    prepared(|ipvs| {
-        ip("address add 192.0.2.1/32 dev lo");
-        commit(
-            ipvs,
-            &[
-                add("tcp 10.96.0.10:80"),
-                add_to("tcp 10.96.0.10:80", "10.1.1.2:8080", 0),
-                bind("10.96.0.10"),
-                add("tcp 192.0.2.1:30080"),
-                add_to("tcp 192.0.2.1:30080", "10.1.1.2:8080", 1),
-            ],
-        );
-        let removed = ipvs.remove_node_ports(NODE_PORTS).unwrap();
-        assert_eq!(removed.servers, [key("tcp 192.0.2.1:30080")]);
-        assert!(!removed.interface && removed.doubtful.is_empty());
-        check_saved(&["-A -t 10.96.0.10:80 -s rr", "-a -t 10.96.0.10:80 -r 10.1.1.2:8080 -m -w 0"]);
     });
 }

@@ -4,130 +4,104 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
-use super::{ALIAS, IpvsError, NetlinkIpvs, Refused, address, failed};
-use crate::ipvs::codec::link::Link;
+use super::{ALIAS, IpvsError, NetlinkIpvs, Refused};
 use crate::ipvs::schema::{ObservedServer, Op, ServerKey};
+use crate::leftovers::KnownServers;
 
-/// Whose interface is meant, as its alias tells.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Whose {
-    KubeFerry,
-    KubeProxy,
-    Anyone,
-}
-
-/// What was removed, and what was not.
+/// What [`NetlinkIpvs::remove_leftovers`] did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Leftovers {
     /// Virtual servers that were deleted.
     pub servers: Vec<ServerKey>,
-    /// The interface was there and was deleted, with its addresses.
+    /// The interface was there and was deleted.
     pub interface: bool,
-    /// Virtual servers at the node's own addresses that may be kube-proxy's but need not. They were left alone.
+    /// Virtual servers at node ports that may be kube-proxy's but need not: they have no destinations, or others than
+    /// every Service. They were left alone.
     pub doubtful: Vec<ServerKey>,
-    /// Virtual servers that could not be deleted, and why: positive errnos.
+    /// Virtual servers that could not be deleted.
     pub refused: Vec<(ServerKey, i32)>,
 }
 
 impl NetlinkIpvs {
-    /// Deletes the virtual servers at addresses of the interface, those that kube-proxy made for node ports, and then the
-    /// interface. Connections through them end. Without such an interface nothing is done, not even a module loaded.
+    /// Deletes the virtual servers at addresses of the interface, those at addresses of the node that can be told for sure,
+    /// and then the interface with its addresses, whoever made it. Nothing is loaded, and without such an interface
+    /// nothing is done.
+    ///
+    /// A virtual server at an address of another interface is one that is `known`, or one of a node port: it has a port
+    /// in `node_ports`, and destinations that are all those of one virtual server at the interface's addresses: pods of
+    /// a Service.
     pub fn remove_leftovers(
         &mut self,
-        whose: Whose,
         node_ports: RangeInclusive<u16>,
+        known: &KnownServers,
     ) -> Result<Leftovers, IpvsError> {
-        let Some(link) = self.interface()?.filter(|it| is_of(it, whose)) else {
+        let Some(link) = self.interface()?.filter(|it| it.dummy) else {
             return Ok(Leftovers::default());
         };
-        let found = self.find(&link, &node_ports)?;
-        let servers: Vec<ServerKey> = found.services.into_keys().chain(found.node_ports).collect();
-        let mut leftovers = self.delete_servers(servers)?;
+        let own = self.own_addresses(link.index)?;
+        let node = self.node_addresses(link.index)?;
+        let mut leftovers = Leftovers { interface: true, ..Leftovers::default() };
+        if let Some(family) = self.family()? {
+            let is_known = |it: &ServerKey| node.contains(&it.address) && known.contains(it);
+            let is_service = |it: &ServerKey| own.contains(&it.address) || is_known(it);
+            let is_node_port =
+                |it: &ServerKey| node.contains(&it.address) && node_ports.contains(&it.port.get());
+            let observed = self.observe_servers(family, |it| is_service(it) || is_node_port(it))?;
+            let (services, others): (BTreeMap<_, _>, BTreeMap<_, _>) =
+                observed.into_iter().partition(|(key, _)| is_service(key));
+            leftovers.servers = services.keys().copied().collect();
+            for (key, server) in others {
+                let list = match serves_one_of(&services, &key, &server) {
+                    true => &mut leftovers.servers,
+                    false => &mut leftovers.doubtful,
+                };
+                list.push(key);
+            }
+            self.delete_servers(&mut leftovers)?;
+        }
         self.delete_interface(&link)?;
-        leftovers.interface = true;
-        leftovers.doubtful = found.doubtful;
         Ok(leftovers)
     }
 
-    /// Deletes only the virtual servers that kube-proxy made for node ports: we need none, and one that nobody looks after
-    /// sends connections to endpoints that are gone. To be called before any virtual server of the interface is altered,
-    /// since it is by their destinations that those of node ports are told.
-    ///
-    /// A virtual server is one of them if it has the address of another interface, a port in `node_ports`, and only
-    /// destinations of one virtual server at the interface's addresses: endpoints of a Service.
-    pub fn remove_node_ports(
-        &mut self,
-        node_ports: RangeInclusive<u16>,
-    ) -> Result<Leftovers, IpvsError> {
-        let Some(link) = self.interface()?.filter(|it| is_of(it, Whose::Anyone)) else {
-            return Ok(Leftovers::default());
-        };
-        let found = self.find(&link, &node_ports)?;
-        let leftovers = self.delete_servers(found.node_ports)?;
-        Ok(Leftovers { doubtful: found.doubtful, ..leftovers })
+    /// Whether the interface is ours, not kube-proxy's; `None`: there is none of its name and kind.
+    pub fn interface_is_ours(&mut self) -> Result<Option<bool>, IpvsError> {
+        let link = self.interface()?.filter(|it| it.dummy);
+        Ok(link.map(|it| it.alias.as_deref() == Some(ALIAS)))
     }
 
-    fn find(&mut self, link: &Link, node_ports: &RangeInclusive<u16>) -> Result<Found, IpvsError> {
-        let mut found = Found::default();
-        let own = self.own_addresses(link.index)?;
-        let node = self.node_addresses(link.index)?;
-        let Some(family) = self.family()? else { return Ok(found) };
-        let near = |it: &ServerKey| own.contains(&it.address) || node.contains(&it.address);
-        let observed = self.observe_servers(family, near)?;
-        let (services, others): (BTreeMap<_, _>, BTreeMap<_, _>) =
-            observed.into_iter().partition(|(key, _)| own.contains(&key.address));
-        for (key, server) in others {
-            let serves = serves_one_of(&services, &key, &server);
-            match (serves, node_ports.contains(&key.port.get())) {
-                (true, true) => found.node_ports.push(key),
-                // An external IP that the node has, or nobody's any more.
-                (true, false) | (false, true) => found.doubtful.push(key),
-                (false, false) => (),
-            }
+    /// Deletes the known virtual servers at addresses of interfaces other than kube-ipvs0, and nothing else.
+    pub fn remove_known(&mut self, known: &KnownServers) -> Result<Leftovers, IpvsError> {
+        let mut leftovers = Leftovers::default();
+        // Interfaces are numbered from 1 on.
+        let index = self.interface()?.map_or(0, |it| it.index);
+        let node = self.node_addresses(index)?;
+        if let Some(family) = self.family()? {
+            let servers = self.servers(family)?;
+            let is_known = |it: &ServerKey| node.contains(&it.address) && known.contains(it);
+            leftovers.servers = servers.into_keys().filter(is_known).collect();
+            self.delete_servers(&mut leftovers)?;
         }
-        found.services = services;
-        Ok(found)
+        Ok(leftovers)
     }
 
-    fn delete_servers(&mut self, servers: Vec<ServerKey>) -> Result<Leftovers, IpvsError> {
-        let ops: Vec<Op> = servers.iter().map(|it| Op::DeleteServer(*it)).collect();
-        let mut leftovers = Leftovers { servers, ..Leftovers::default() };
+    fn delete_servers(&mut self, leftovers: &mut Leftovers) -> Result<(), IpvsError> {
+        let ops: Vec<Op> = leftovers.servers.iter().map(|it| Op::DeleteServer(*it)).collect();
         let refused = self.carry_out(&ops.iter().collect::<Vec<_>>())?;
         for Refused { op, errno } in refused.into_iter().rev() {
             if op < leftovers.servers.len() {
                 leftovers.refused.push((leftovers.servers.remove(op), errno));
             }
         }
-        Ok(leftovers)
+        Ok(())
     }
 
     /// Those of all other interfaces, which may be on the interface as well.
     fn node_addresses(&mut self, index: u32) -> Result<BTreeSet<IpAddr>, IpvsError> {
-        let mut addresses = address::read_all(&mut self.route, |it| it != index)
-            .map_err(|failure| failed("reading addresses", failure))?;
+        let mut addresses = super::address::read_all(&mut self.route, |it| it != index)
+            .map_err(|failure| super::failed("reading addresses", failure))?;
         addresses.retain(|it| !self.is_excluded(*it));
         Ok(addresses)
     }
-}
-
-/// Virtual servers at the node's addresses.
-#[derive(Default)]
-struct Found {
-    /// At the interface's.
-    services: BTreeMap<ServerKey, ObservedServer>,
-    /// At others, and surely kube-proxy's.
-    node_ports: Vec<ServerKey>,
-    doubtful: Vec<ServerKey>,
-}
-
-fn is_of(link: &Link, whose: Whose) -> bool {
-    let ours = link.alias.as_deref() == Some(ALIAS);
-    link.dummy
-        && match whose {
-            Whose::KubeFerry => ours,
-            Whose::KubeProxy => !ours,
-            Whose::Anyone => true,
-        }
 }
 
 /// Whether a Service has all these destinations. kube-proxy gives a node port either all of them or the local ones.

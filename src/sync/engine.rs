@@ -380,9 +380,8 @@ impl Engine {
     /// What IPVS holds now. Whether it is something else than believed.
     pub fn servers_observed(&mut self, observed: Observed) -> bool {
         let Some(servers) = self.servers.as_mut() else { return false };
-        let differing = servers.observed(observed);
-        let differs = !differing.is_empty() || servers.compiler().has_work();
-        self.urgent.extend(differing);
+        let (differs, services) = servers.observed(observed);
+        self.urgent.extend(services);
         differs
     }
 

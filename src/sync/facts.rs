@@ -61,7 +61,13 @@ impl Settings {
         Settings {
             masquerade_mark: config.masquerade_mark,
             masquerade_all: config.masquerade_all,
-            ipvs: None,
+            ipvs: config.ipvs.as_ref().map(|it| VirtualServers {
+                split: split::Settings {
+                    scheduler: it.scheduler,
+                    exclude_cidrs: it.exclude_cidrs.clone(),
+                },
+                drain: config.ipvs_drain,
+            }),
             families,
             detect_local: config.detect_local.clone(),
             node_ports: config.node_ports.clone(),

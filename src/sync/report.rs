@@ -9,12 +9,13 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
-use super::engine::{Conflicts, Engine};
+use super::engine::{Conflicts, Engine, ServerLimit};
 use super::now;
 use super::results::{Lacking, Outcome};
 use crate::conntrack::Sweep;
 use crate::forward::{Conflict, FrontendAddress};
-use crate::kernel::Rejection;
+use crate::ipvs::schema::Batch as ServerBatch;
+use crate::kernel::{Refused, Rejection};
 use crate::model::{Change, Cluster, Family, Node, ObjectName, Resource, ServiceId};
 use crate::nft::compile::{Limit, LimitReason, RowCounts};
 use crate::nft::schema::{Batch, ObservedTable, Op, SetName};
@@ -271,6 +272,10 @@ impl Reporter {
             work.written.iter().for_each(|family| self.ports.metrics.drift_repaired(*family));
         }
         self.ports.metrics.refused_services(engine.refused_count());
+        if let Some(servers) = engine.servers().filter(|_| work.operations > 0) {
+            let (count, destinations) = servers.counts();
+            self.ports.metrics.ipvs_servers(count, destinations, servers.draining().len());
+        }
         self.fill(&work, engine);
         if work.operations > 0 {
             info!(
@@ -385,7 +390,7 @@ impl Reporter {
                 (service, "IPVSExcluded", note)
             }
             ServerLimit::Scheduler { service, wanted, used } => {
-                self.ports.metrics.ipvs_scheduler_missing(wanted);
+                self.ports.metrics.ipvs_scheduler_missing();
                 let note = format!(
                     "The kernel has no scheduler {wanted} (module ip_vs_{wanted}); {used} is used until this node's proxy \
                      is started again with that module."

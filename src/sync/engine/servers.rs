@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use crate::forward::ServiceForwarding;
-use crate::ipvs::compile::{Compiler, Failure, MissingScheduler};
+use crate::ipvs::compile::{Compiler, Differences, Failure, MissingScheduler};
 use crate::ipvs::schema::{Batch, Observed, ServerKey};
 use crate::ipvs::split::{self, Split};
 use crate::kernel::{ObservedConnections, Refused, Rejection};
@@ -102,10 +102,11 @@ impl Servers {
         self.put_back()
     }
 
-    /// Returns the Services that have to be written again for it.
-    pub(super) fn observed(&mut self, observed: Observed) -> Vec<ServiceId> {
+    /// Returns whether that is something else than believed, and the Services that have to be written for it.
+    pub(super) fn observed(&mut self, observed: Observed) -> (bool, Vec<ServiceId>) {
         self.known = true;
-        self.compiler.observe(observed).into_iter().map(|it| ServiceId(it.0)).collect()
+        let Differences { by_others, owners } = self.compiler.observe(observed);
+        (by_others, owners.into_iter().map(|it| ServiceId(it.0)).collect())
     }
 
     pub(super) fn prune(&mut self) {

@@ -127,9 +127,10 @@ impl<K: Kernel> Sync<K> {
     /// Runs until all watchers have ended. The rules stay in the kernel.
     pub fn run(mut self) {
         let families = self.engine.program().families.clone();
-        self.has_turn();
         self.reporter.started(&families);
-        self.reporter.waiting(&self.engine, false);
+        if self.has_turn() {
+            self.reporter.waiting(&self.engine, false);
+        }
         let mut changes = Vec::new();
         loop {
             let wait = self.wait();

@@ -80,16 +80,15 @@ impl<'a> SlicePorts<'a> {
         let mut candidates: Vec<Candidate<'a>> = those
             .flat_map(|port| {
                 let backend = |it: &Endpoint| Backend { address: it.address, port: port.number };
-                port.endpoints
-                    .iter()
-                    .map(move |endpoint| Candidate {
-                        backend: backend(endpoint),
-                        endpoint,
-                        weight: port.weight,
-                    })
+                port.endpoints.iter().map(move |endpoint| Candidate {
+                    backend: backend(endpoint),
+                    endpoint,
+                    weight: port.weight,
+                })
             })
             .collect();
-        candidates.sort_unstable_by_key(|it| (it.backend, Reverse((preference(it.endpoint), it.weight))));
+        candidates
+            .sort_unstable_by_key(|it| (it.backend, Reverse((preference(it.endpoint), it.weight))));
         candidates.dedup_by_key(|it| it.backend);
         candidates
     }

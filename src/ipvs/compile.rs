@@ -262,18 +262,15 @@ impl Compiler {
             let waits = state.owner.is_some_and(|it| self.dirty.contains_key(&it));
             if waits {
                 state.delete_ended(*key, &mut ops);
-            } else if state.dismiss(
-                *key,
-                self.bound.contains(&key.address),
-                state.owner,
-                &mut ops,
-            ) {
+            } else if state.dismiss(*key, self.bound.contains(&key.address), state.owner, &mut ops)
+            {
                 deleted.insert(*key);
             }
         }
-        let free = self.leaving.iter().filter(|address| {
-            self.at(**address).all(|(key, _)| deleted.contains(key))
-        });
+        let free = self
+            .leaving
+            .iter()
+            .filter(|address| self.at(**address).all(|(key, _)| deleted.contains(key)));
         ops.extend(free.map(|it| (None, Op::UnbindAddress(*it))));
         Batch(ops)
     }

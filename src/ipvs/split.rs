@@ -126,7 +126,11 @@ impl Anchors {
         }
     }
 
-    fn servers(&self, port: &PortForwarding, scheduler: Scheduler) -> impl Iterator<Item = WantedServer> {
+    fn servers(
+        &self,
+        port: &PortForwarding,
+        scheduler: Scheduler,
+    ) -> impl Iterator<Item = WantedServer> {
         let server = VirtualServer {
             scheduler,
             persistence: port.affinity,

@@ -94,14 +94,14 @@ impl NetlinkIpvs {
         Ok(servers)
     }
 
-    /// A virtual server that is gone has none.
+    /// A virtual server that is gone has none. To be asked after another question that was answered.
     fn destinations(
         &mut self,
         family: u16,
         key: &ServerKey,
     ) -> Result<BTreeMap<Destination, ObservedDestination>, IpvsError> {
         let mut destinations = BTreeMap::new();
-        let answer = self.generic.ask(
+        let answer = self.generic.ask_next(
             |seq| server::destinations(family, key, seq),
             |_, payload| destinations.extend(server::read_destination(key.family(), payload)),
         );

@@ -61,6 +61,10 @@ struct Slice {
 }
 
 impl Slice {
+    fn heap_bytes(&self) -> usize {
+        self.name.len() + size_of_val(&*self.ports) + size_of_val(&*self.endpoints)
+    }
+
     fn content(&self) -> SliceContent<'_> {
         SliceContent {
             family: self.family,
@@ -68,6 +72,16 @@ impl Slice {
             endpoints: &self.endpoints,
             ipvs_weight: self.ipvs_weight,
         }
+    }
+}
+
+impl Entry {
+    fn heap_bytes(&self) -> usize {
+        let slices = self.slices.iter().map(Slice::heap_bytes).sum::<usize>();
+        let service =
+            self.service.as_ref().map_or(0, |(it, _)| size_of::<Service>() + it.heap_bytes());
+        let name = self.name.namespace.len() + self.name.name.len();
+        name + service + self.slices.capacity() * size_of::<Slice>() + slices
     }
 }
 
@@ -127,6 +141,16 @@ impl Cluster {
     /// What is missing for [`Cluster::is_complete`].
     pub fn unlisted(&self) -> impl Iterator<Item = Resource> {
         self.ledger.missing()
+    }
+
+    /// Bytes on the heap, about: what a walk over the objects finds, without what the allocator adds. Strings that objects
+    /// share count for none.
+    pub fn heap_bytes(&self) -> usize {
+        let entries = self.entries.iter().flatten().map(Entry::heap_bytes).sum::<usize>();
+        self.entries.capacity() * size_of::<Option<Entry>>()
+            + entries
+            + self.ids.heap_bytes()
+            + self.owners.heap_bytes()
     }
 
     /// All Services, in the order of their ids.

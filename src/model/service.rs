@@ -32,6 +32,15 @@ pub struct Service {
 }
 
 impl Service {
+    /// Bytes on the heap, about.
+    pub(super) fn heap_bytes(&self) -> usize {
+        let families = [&self.v4, &self.v6].into_iter().flatten();
+        let addresses = |it: &ServiceFamily| it.external_ips.len() + it.load_balancer_ips.len();
+        let families =
+            families.map(|it| size_of::<ServiceFamily>() + addresses(it) * size_of::<IpAddr>());
+        self.ports.capacity() * size_of::<ServicePort>() + families.sum::<usize>()
+    }
+
     pub fn family(&self, family: Family) -> Option<&ServiceFamily> {
         match family {
             Family::V4 => self.v4.as_deref(),

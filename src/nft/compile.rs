@@ -228,6 +228,11 @@ impl Compiler {
         self.groups.values_mut().for_each(Groups::rollback);
     }
 
+    /// Bytes on the heap, about: of what is programmed for Services, which is nearly all of it.
+    pub fn heap_bytes(&self) -> usize {
+        self.services.heap_bytes() + self.claims.capacity() * size_of::<(Claim, Owner)>()
+    }
+
     /// How many elements each set has room for; sets without a limit are left out.
     pub fn set_sizes(&self) -> impl Iterator<Item = (Family, SetName, u32)> + '_ {
         let tables = self.tables.iter();

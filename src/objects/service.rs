@@ -11,7 +11,8 @@ use jiff::Timestamp;
 use super::report::{Report, excerpt, is_name};
 use super::{Context, Converted, Interner, PRODUCT_LIMIT, raw};
 use crate::model::{
-    Change, Family, Protocol, Resource, Scheduler, Service, ServicePort, Skipped, TrafficPolicy, Uid,
+    Change, Family, Protocol, Resource, Scheduler, Service, ServicePort, Skipped, TrafficPolicy,
+    Uid,
 };
 pub(super) use addresses::usable_ip;
 use addresses::{Addresses, cluster_ips};

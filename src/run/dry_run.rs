@@ -59,8 +59,7 @@ fn read_objects(config: &Config, engine: &mut Engine) -> anyhow::Result<()> {
     engine.apply(Change::HostAddresses(addresses));
     let (runtime, thread) = super::start_runtime()?;
     let source = start::open(config, &runtime, None)?;
-    let (sender, mut changes) =
-        watch::channel(MOST_CHANGES).context("cannot start the queue of changes")?;
+    let (sender, mut changes) = watch::channel(MOST_CHANGES);
     let (recorder, outbox) = watch::recorder(config.node_name.clone());
     runtime.spawn(outbox.log());
     let watching = Watching {

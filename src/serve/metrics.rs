@@ -279,6 +279,11 @@ impl Metrics {
 
     // Answers.
 
+    /// How much a room of the program has on the heap, about.
+    pub fn memory(&self, room: &str, bytes: usize) {
+        self.families.memory.with_label_values(&[room]).set(number(bytes));
+    }
+
     /// `/healthz` was answered with this HTTP status.
     pub fn healthz_answered(&self, code: u16) {
         self.families.healthz.with_label_values(&[code.to_string().as_str()]).inc();

@@ -578,6 +578,15 @@ impl Engine {
         self.compiler.as_mut().map(Compiler::take_limits).unwrap_or_default()
     }
 
+    /// Bytes on the heap, about, by room. Walks over everything.
+    pub fn heap_bytes(&self) -> [(&'static str, usize); 3] {
+        [
+            ("model", self.cluster.heap_bytes()),
+            ("forward", self.forwarder.heap_bytes()),
+            ("nft", self.compiler.as_ref().map_or(0, Compiler::heap_bytes)),
+        ]
+    }
+
     /// How many elements each set has room for; sets without a limit are left out.
     pub fn set_sizes(&self) -> impl Iterator<Item = (Family, SetName, u32)> + '_ {
         self.compiler.iter().flat_map(Compiler::set_sizes)

@@ -24,6 +24,9 @@ use crate::serve::metrics::{BatchResult, PolicyKind, RowOp, SyncKind};
 use crate::serve::{HealthCheck, ListenOn, Metrics, SharedHealth, Start};
 use crate::watch::{Notice, NoticeKind, Recorder, Regarding};
 
+/// Least time between two looks at the rooms' memory: milliseconds at a hundred thousand endpoints.
+const WEIGH_EVERY: Duration = Duration::from_secs(60);
+
 /// Whom the loop tells.
 pub struct Ports {
     pub metrics: Metrics,
@@ -64,6 +67,8 @@ pub(super) struct Reporter {
     work: Work,
     /// EndpointSlice events that no sync has taken up yet.
     slices_pending: usize,
+    /// When the rooms' memory was last looked at.
+    weighed: Option<Instant>,
     /// Nanoseconds since the epoch. Causes from before are not ours to answer for (reference 9).
     started: i128,
 }
@@ -96,6 +101,7 @@ impl Reporter {
             families: Vec::new(),
             work: Work::default(),
             slices_pending: 0,
+            weighed: None,
             started,
         }
     }
@@ -277,6 +283,7 @@ impl Reporter {
             self.ports.metrics.ipvs_servers(count, destinations, servers.draining().len());
         }
         self.fill(&work, engine);
+        self.weigh(engine);
         if work.operations > 0 {
             info!(
                 trigger = if work.full { "full" } else { "changes" },
@@ -295,6 +302,16 @@ impl Reporter {
                 ?took,
                 "synced; the kernel had everything already"
             );
+        }
+    }
+
+    /// How much memory the rooms have; looked at after a sync and not often, because it walks over everything.
+    fn weigh(&mut self, engine: &Engine) {
+        if self.weighed.is_none_or(|last| last.elapsed() >= WEIGH_EVERY) {
+            self.weighed = Some(now());
+            for (room, bytes) in engine.heap_bytes() {
+                self.ports.metrics.memory(room, bytes);
+            }
         }
     }
 

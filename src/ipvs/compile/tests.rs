@@ -333,4 +333,3 @@ proptest! {
         prop_assert_eq!(Some(bound), seen.interface.as_ref().map(|it: &ObservedInterface| &it.addresses));
     }
 }
-

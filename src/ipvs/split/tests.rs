@@ -35,7 +35,10 @@ fn check(service: &ServiceForwarding, expected: &[&str]) {
 fn an_external_address_shares_the_virtual_server_of_the_cluster_ip() {
     check(
         &service(&[("80", "cluster", "cluster")]),
-        &["cluster [10.96.0.1:80] local []", "-t 10.96.0.1:80 -s rr -> 10.1.0.1:8080=1 10.1.0.2:8080=1"],
+        &[
+            "cluster [10.96.0.1:80] local []",
+            "-t 10.96.0.1:80 -s rr -> 10.1.0.1:8080=1 10.1.0.2:8080=1",
+        ],
     );
 }
 
@@ -61,7 +64,12 @@ fn other_policies_outside_have_a_second_virtual_server() {
 
 #[test]
 fn a_hidden_port_gives_way_to_visible_ones_and_is_never_zero() {
-    let ports = [("32768", "cluster", "local"), ("1", "cluster", "cluster"), ("80", "cluster", "local"), ("32848", "cluster", "cluster")];
+    let ports = [
+        ("32768", "cluster", "local"),
+        ("1", "cluster", "cluster"),
+        ("80", "cluster", "local"),
+        ("32848", "cluster", "cluster"),
+    ];
     let split = split(&Settings::default(), &Family::ALL, &service(&ports));
     let ports: Vec<u16> = split.servers.iter().map(|it| it.key.port.get()).collect();
     assert_eq!(ports, [1, 2, 80, 32768, 32848, 32849]);
@@ -82,7 +90,10 @@ fn affinity_scheduler_and_weights_are_the_virtual_servers() {
     it.ports[0].weights = vec![(it.ports[0].cluster[1], NonZeroU16::new(7).unwrap())];
     check(
         &it,
-        &["cluster [10.96.0.1:80] local []", "-t 10.96.0.1:80 -s mh -p 600 -> 10.1.0.1:8080=1 10.1.0.2:8080=7"],
+        &[
+            "cluster [10.96.0.1:80] local []",
+            "-t 10.96.0.1:80 -s mh -p 600 -> 10.1.0.1:8080=1 10.1.0.2:8080=7",
+        ],
     );
     let split = split(&Settings::default(), &Family::ALL, &it);
     assert_eq!(split.servers[0].server.scheduler_flags, 0x10);
@@ -92,10 +103,8 @@ fn affinity_scheduler_and_weights_are_the_virtual_servers() {
 #[test]
 fn what_ipvs_cannot_have_is_left_to_nft() {
     let original = service(&[("80", "cluster", "local")]);
-    let excluding = Settings {
-        exclude_cidrs: vec!["10.96.0.0/16".parse().unwrap()],
-        ..Settings::default()
-    };
+    let excluding =
+        Settings { exclude_cidrs: vec!["10.96.0.0/16".parse().unwrap()], ..Settings::default() };
     let excluded = split(&excluding, &Family::ALL, &original);
     assert_eq!((&excluded.forwarding, excluded.servers.len()), (&original, 0));
     assert_eq!(excluded.excluded, ["10.96.0.1".parse().unwrap()].into());
@@ -150,7 +159,11 @@ fn service(ports: &[(&str, &str, &str)]) -> ServiceForwarding {
 }
 
 /// Where connections end that nft sends to these backends.
-fn reached(servers: &[WantedServer], protocol: Protocol, backends: &[Backend]) -> BTreeSet<Destination> {
+fn reached(
+    servers: &[WantedServer],
+    protocol: Protocol,
+    backends: &[Backend],
+) -> BTreeSet<Destination> {
     let mut ends = BTreeSet::new();
     for backend in backends {
         let key = ServerKey { protocol, address: backend.address, port: backend.port };

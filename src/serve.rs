@@ -60,6 +60,9 @@ impl SharedHealth {
     /// Whether another copy is at work, and this one waits for its turn.
     pub fn standing_by(&self, yes: bool) {
         self.lock().0.standing_by(yes);
+        if yes {
+            self.started(Start::StandingBy);
+        }
     }
 
     pub fn report(&self) -> Report {

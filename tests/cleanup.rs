@@ -5,6 +5,7 @@
 
 mod ipset;
 mod iptables;
-mod leftovers;
+pub(crate) mod leftovers;
+pub(crate) mod migration;
 mod nftables;
 mod node;

@@ -1,6 +1,7 @@
 //! What a proxy has to survive: other copies of itself, other programs, a kernel that fails, and its own death.
 
 mod dump;
+mod faulty;
 mod node;
 mod ownership;
 mod traffic;

@@ -93,6 +93,20 @@ impl OtherTables {
         Err(last.unwrap_or_else(|| KernelError::Interrupted(format!("{ATTEMPTS} times"))))
     }
 
+    /// Whether there is such a table, and such a chain in it if one is named. One message there and one back.
+    pub fn has(
+        &mut self,
+        family: Family,
+        table: &str,
+        chain: Option<&str>,
+    ) -> Result<bool, KernelError> {
+        match self.channel.ask(|seq| codec::get(family, table, chain, seq), |_, _| ()) {
+            Ok(()) => Ok(true),
+            Err(Failure::Refused(error)) if error.raw_os_error() == Some(ENOENT) => Ok(false),
+            Err(failure) => Err(failure.into_error("looking for kube-proxy's tables")),
+        }
+    }
+
     fn generation(&mut self) -> Result<u32, KernelError> {
         const DOING: &str = "asking for the generation of nf_tables";
         let mut generation = None;
@@ -137,7 +151,10 @@ impl OtherTables {
             .map_err(|error| KernelError::Socket { doing: DOING, error })?;
         let answers = self.channel.errors().map_err(|failure| match failure {
             Failure::Lost(why) => KernelError::Unknown(why),
-            other => other.into_error(DOING),
+            other @ (Failure::Refused(_)
+            | Failure::Interrupted
+            | Failure::Aborted
+            | Failure::Socket(_)) => other.into_error(DOING),
         })?;
         judge(&sent, &answers)
     }

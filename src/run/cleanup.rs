@@ -5,14 +5,21 @@
 //!
 //! A step that fails is told and does not keep the next ones from being tried.
 
+mod ipvs;
+mod tell;
+
+use std::fmt::Display;
+
 use tracing::{error, info, warn};
 
 use crate::config::CleanupOf;
 use crate::kernel::lock::NamespaceLock;
-use crate::kernel::{Ipsets, KernelError, LegacyTables, OtherTables};
+use crate::kernel::{Ipsets, LegacyTables, OtherTables};
 use crate::leftovers::{self, Removal, Table};
 use crate::model::Family;
 use crate::nft::schema::TABLE;
+
+pub(super) use tell::tell_of_leftovers;
 
 /// Removes what was asked for. An error if something of it is left.
 pub(super) fn cleanup(whose: CleanupOf) -> anyhow::Result<()> {
@@ -23,6 +30,7 @@ pub(super) fn cleanup(whose: CleanupOf) -> anyhow::Result<()> {
         CleanupOf::KubeFerry => (true, false),
     };
     let _alone = if ours { lock()? } else { None };
+    cleanup.virtual_servers(whose);
     if kube_proxys {
         cleanup.kube_proxys();
     }
@@ -149,7 +157,7 @@ impl Cleanup {
         info!("removed {what}");
     }
 
-    fn failed(&mut self, what: &str, error: &KernelError) {
+    fn failed(&mut self, what: &str, error: &dyn Display) {
         self.failed += 1;
         error!("{what}: {error}");
     }
@@ -183,7 +191,8 @@ fn lock() -> anyhow::Result<Option<NamespaceLock>> {
             let holder = NamespaceLock::holder().ok().flatten();
             let holder = holder.map(|it| format!(" ({it})")).unwrap_or_default();
             anyhow::bail!(
-                "kube-ferry still runs in this network namespace{holder}: end it first, or it brings its tables back"
+                "kube-ferry still runs in this network namespace{holder}: end it first, or it brings its tables back; \
+                 beside it, --cleanup-of=kube-proxy removes what kube-proxy left"
             )
         }
         Err(why) => {

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 
 use super::turn::Turn;
-use super::{Ending, Shell, Stop};
+use super::{Ending, Shell, Stop, cleanup};
 use crate::config::{Config, NodePortSelector, Source};
 use crate::conntrack::Sweep;
 use crate::kernel::netlink::NetlinkKernel;
@@ -54,6 +54,7 @@ pub(super) fn sync(shell: &Shell, outbox: Outbox) -> anyhow::Result<()> {
     if config.own_tables {
         own_tables(&mut kernel).context("cannot program nftables")?;
     }
+    cleanup::tell_of_leftovers();
     step("reading the host's addresses");
     let addresses = Addresses::new().context("cannot read the host's addresses")?;
     step("reading the credentials for the API server, or the directory of manifests");

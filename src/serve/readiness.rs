@@ -14,6 +14,8 @@ use crate::model::Resource;
 pub enum Start {
     /// Before the loop runs: what is being done, e.g. `opening nf_tables`.
     Step(&'static str),
+    /// Another copy runs; this one takes over when that one ends.
+    StandingBy,
     /// Nothing is written before every one of these has been listed.
     Lists(Vec<Resource>),
     /// NodePorts depend on the own Node's addresses, which are waited for.
@@ -37,6 +39,9 @@ impl Start {
     pub fn missing(&self) -> Vec<String> {
         match self {
             Start::Step(step) => vec![(*step).to_owned()],
+            Start::StandingBy => {
+                vec!["the end of the other kube-ferry in this network namespace".to_owned()]
+            }
             Start::Lists(resources) => {
                 resources.iter().map(|it| format!("the list of {}", plural(*it))).collect()
             }

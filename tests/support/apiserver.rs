@@ -271,6 +271,11 @@ impl ApiServer {
         self.script().faults.extend(faults.into_iter().map(|fault| (on, fault)));
     }
 
+    /// Faults that no request has met yet are taken back.
+    pub(crate) fn forget_faults(&self) {
+        self.script().faults.clear();
+    }
+
     pub(crate) fn refuse_streaming_lists(&self) {
         self.script().no_streaming_lists = true;
     }

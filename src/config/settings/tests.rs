@@ -72,6 +72,22 @@ fn kind_s_dual_stack_file_loads_unchanged() {
     check_notices(&config, &[]);
 }
 
+/// kind and others write one list of gates into the configuration of every component.
+#[test]
+fn gates_that_all_components_share_do_no_harm() {
+    let shared = KIND.replace(
+        "kind: KubeProxyConfiguration",
+        "featureGates: {SidecarContainers: true, DynamicResourceAllocation: false, WatchListClient: true}\n\
+         kind: KubeProxyConfiguration",
+    );
+    let config = resolved(&["--config=kind.yaml"], Some(&shared));
+    assert!(config.feature_gates.enabled("WatchListClient"));
+    check_notices(
+        &config,
+        &["DynamicResourceAllocation is left out", "SidecarContainers is left out"],
+    );
+}
+
 /// k3s has no file; it passes flags.
 #[test]
 fn k3s_flags_are_taken() {

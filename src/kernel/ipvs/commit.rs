@@ -1,6 +1,7 @@
 //! Operations, several in one system call, each with its own outcome.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use rustc_hash::FxHashSet;
 
@@ -21,54 +22,65 @@ const EADDRNOTAVAIL: i32 = 99;
 
 const DOING: &str = "programming IPVS";
 
-/// Operations that go into one system call, with their places in the batch.
+/// Operations that can be carried out without looking at the outcome of one before another, with their places in the
+/// batch: first those on virtual servers in one system call, then those on addresses in another.
 #[derive(Default)]
 struct Piece {
-    ops: Vec<(usize, Op)>,
+    servers: Vec<(usize, Op)>,
+    addresses: Vec<(usize, Op)>,
     added: FxHashSet<(ServerKey, Option<Destination>)>,
-    servers: FxHashSet<ServerKey>,
+    added_to: FxHashSet<ServerKey>,
+    moved: FxHashSet<IpAddr>,
 }
 
 impl Piece {
     /// Whether the operation can go along with the others.
     ///
     /// What cannot be added because it is there already is altered afterwards, so nothing else may happen to the same
-    /// object in between.
+    /// object in between; and what is to happen after an address came or went must not go before it.
     fn takes(&self, op: &Op) -> bool {
-        let Some((_, last)) = self.ops.last() else { return true };
-        if is_address(last) != is_address(op) || self.ops.len() >= PIECE {
+        let full = if is_address(op) { self.addresses.len() } else { self.servers.len() } >= PIECE;
+        if full {
             return false;
         }
         match op {
             Op::BindAddress(_) | Op::UnbindAddress(_) => true,
-            Op::AddServer(key, _) | Op::SetServer(key, _) => !self.added.contains(&(*key, None)),
-            Op::DeleteServer(key) => !self.servers.contains(key),
+            Op::AddServer(key, _) | Op::SetServer(key, _) => {
+                !self.added.contains(&(*key, None)) && !self.moved.contains(&key.address)
+            }
+            Op::DeleteServer(key) => {
+                !self.added_to.contains(key) && !self.moved.contains(&key.address)
+            }
             Op::AddDestination(key, destination, _)
             | Op::SetDestination(key, destination, _)
             | Op::DeleteDestination(key, destination) => {
                 !self.added.contains(&(*key, Some(*destination)))
+                    && !self.moved.contains(&key.address)
             }
         }
     }
 
     fn push(&mut self, place: usize, op: Op) {
         match op {
+            Op::BindAddress(address) | Op::UnbindAddress(address) => {
+                self.moved.insert(address);
+                self.addresses.push((place, op));
+                return;
+            }
             Op::AddServer(key, _) => {
                 self.added.insert((key, None));
-                self.servers.insert(key);
+                self.added_to.insert(key);
             }
             Op::AddDestination(key, destination, _) => {
                 self.added.insert((key, Some(destination)));
-                self.servers.insert(key);
+                self.added_to.insert(key);
             }
-            Op::BindAddress(_)
-            | Op::UnbindAddress(_)
-            | Op::SetServer(..)
+            Op::SetServer(..)
             | Op::DeleteServer(_)
             | Op::SetDestination(..)
             | Op::DeleteDestination(..) => (),
         }
-        self.ops.push((place, op));
+        self.servers.push((place, op));
     }
 }
 
@@ -150,16 +162,18 @@ impl NetlinkIpvs {
         refused: &mut Vec<Refused>,
     ) -> Result<(), IpvsError> {
         let mut again = Vec::new();
-        for (op, outcome) in self.send(numbers, &piece.ops)? {
+        for (op, outcome) in self.send(numbers, &piece.servers)? {
             match outcome {
                 Outcome::Done => (),
                 Outcome::Alter(it) => again.push((op, it)),
                 Outcome::Refused(errno) => refused.push(Refused { op, errno }),
             }
         }
-        for (op, outcome) in self.send(numbers, &again)? {
-            if let Outcome::Refused(errno) = outcome {
-                refused.push(Refused { op, errno });
+        for ops in [again, piece.addresses] {
+            for (op, outcome) in self.send(numbers, &ops)? {
+                if let Outcome::Refused(errno) = outcome {
+                    refused.push(Refused { op, errno });
+                }
             }
         }
         Ok(())
@@ -273,4 +287,83 @@ fn scheduler(op: &Op) -> Option<Scheduler> {
 fn number(first: u32, offset: usize) -> u32 {
     // A piece is short.
     first.wrapping_add(u32::try_from(offset).unwrap_or(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ipvs::schema::VirtualServer;
+    use crate::model::Protocol;
+
+    #[test]
+    fn services_go_along_with_each_other() {
+        let services = (1..=50).flat_map(|it| [add(it), add_to(it), bind(it)]);
+        check(services.collect(), 1);
+        let going = (1..=200).flat_map(|it| [Op::DeleteServer(key(it)), unbind(it)]);
+        check(going.collect(), 1);
+    }
+
+    #[test]
+    fn what_may_be_altered_afterwards_is_altered_before_anything_else_happens_to_it() {
+        check(vec![add(1), Op::SetServer(key(1), VirtualServer::default())], 2);
+        check(vec![add(1), Op::DeleteServer(key(1))], 2);
+        check(vec![add_to(1), Op::SetDestination(key(1), end(), 0)], 2);
+        check(vec![add_to(1), Op::DeleteDestination(key(1), end())], 2);
+        check(vec![add_to(1), Op::DeleteServer(key(1))], 2);
+        check(vec![add_to(1), Op::SetDestination(key(2), end(), 0), Op::DeleteServer(key(2))], 1);
+        check(vec![Op::DeleteServer(key(1)), add(1), add_to(1)], 1);
+    }
+
+    #[test]
+    fn what_comes_after_an_address_stays_after_it() {
+        check(vec![add(1), bind(1), add_to(2)], 1);
+        check(vec![bind(1), add(1)], 2);
+        check(vec![unbind(1), Op::DeleteServer(key(1))], 2);
+        check(vec![bind(1), unbind(1)], 1);
+    }
+
+    #[test]
+    fn refusals_fit_a_socket() {
+        check((1..=201).map(add).collect(), 2);
+        check((1..=401).map(bind).collect(), 3);
+    }
+
+    /// So many pieces are made of the operations.
+    #[track_caller]
+    fn check(ops: Vec<Op>, expected: usize) {
+        let mut pieces = vec![Piece::default()];
+        for op in ops {
+            if !pieces.last().unwrap().takes(&op) {
+                pieces.push(Piece::default());
+            }
+            pieces.last_mut().unwrap().push(0, op);
+        }
+        assert_eq!(pieces.len(), expected);
+    }
+
+    fn key(number: u16) -> ServerKey {
+        let [high, low] = number.to_be_bytes();
+        let address = [10, 96, high, low].into();
+        ServerKey { protocol: Protocol::Tcp, address, port: 80.try_into().unwrap() }
+    }
+
+    fn end() -> Destination {
+        Destination { address: [10, 1, 1, 2].into(), port: 80.try_into().unwrap() }
+    }
+
+    fn add(number: u16) -> Op {
+        Op::AddServer(key(number), VirtualServer::default())
+    }
+
+    fn add_to(number: u16) -> Op {
+        Op::AddDestination(key(number), end(), 1)
+    }
+
+    fn bind(number: u16) -> Op {
+        Op::BindAddress(key(number).address)
+    }
+
+    fn unbind(number: u16) -> Op {
+        Op::UnbindAddress(key(number).address)
+    }
 }

@@ -299,6 +299,9 @@ pub(crate) fn exercise(metrics: &Metrics) {
     }
     metrics.healthz_answered(200);
     metrics.livez_answered(200);
+    metrics.config_reloaded(true);
+    metrics.request("GET", "192.0.2.1:6443", Some(200), took);
+    metrics.memory("nft", 1);
 }
 
 /// Servers on a runtime of their own thread, as in the program.

@@ -13,10 +13,10 @@ use crate::model::Change;
 use crate::serve::metrics::BatchResult;
 use crate::watch::{ChangeReceiver, Received};
 
+mod balancing;
 pub mod engine;
 pub mod facts;
 pub mod pace;
-mod balancing;
 mod report;
 pub mod results;
 

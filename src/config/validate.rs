@@ -481,7 +481,10 @@ impl Problems {
             self.invalid("showHiddenMetricsForVersion", format!("{version:?}"), why);
         }
         if args.config.is_none() && object.mode != "ipvs" {
-            let idle = args.given.keys().filter(|it| it.starts_with("ipvs-") && *it != "ipvs-drain-timeout");
+            let idle = args
+                .given
+                .keys()
+                .filter(|it| it.starts_with("ipvs-") && *it != "ipvs-drain-timeout");
             let idle: Vec<String> = idle.map(|it| format!("--{it}")).collect();
             if !idle.is_empty() {
                 let mode = &object.mode;

@@ -54,6 +54,7 @@ pub(super) fn sync(shell: &Shell, outbox: Outbox) -> anyhow::Result<()> {
     if config.own_tables {
         own_tables(&mut kernel).context("cannot program nftables")?;
     }
+    step("looking for what kube-proxy left");
     cleanup::tell_of_leftovers();
     step("reading the host's addresses");
     let addresses = Addresses::new().context("cannot read the host's addresses")?;

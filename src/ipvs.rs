@@ -16,5 +16,6 @@
 pub(crate) mod codec;
 pub mod compile;
 pub mod drain;
+pub mod render;
 pub mod schema;
 pub mod split;

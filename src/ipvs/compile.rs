@@ -64,6 +64,15 @@ pub struct MissingScheduler {
     pub used: Scheduler,
 }
 
+/// What an observation showed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Differences {
+    /// The kernel holds something else than believed.
+    pub by_others: bool,
+    /// Whose virtual servers are not as wanted.
+    pub owners: Vec<Owner>,
+}
+
 /// What follows from a refusal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
@@ -95,10 +104,17 @@ impl Compiler {
         }
     }
 
-    /// Believes what was observed, whatever was believed before, and returns who has to be staged again for that. At the
+    /// Believes what was observed, whatever was believed before, and tells who has to be staged again for that. At the
     /// start nobody is: then everything is staged once, and what nobody wants goes with [`Compiler::prune`].
-    pub fn observe(&mut self, observed: Observed) -> Vec<Owner> {
-        self.bound = observed.interface.map(|it| it.addresses).unwrap_or_default();
+    pub fn observe(&mut self, observed: Observed) -> Differences {
+        let bound = observed.interface.map(|it| it.addresses).unwrap_or_default();
+        let same = |(key, state): (&ServerKey, &State)| match observed.servers.get(key) {
+            Some(seen) => state.holds(seen),
+            None => state.held.is_none(),
+        };
+        let known = observed.servers.keys().all(|it| self.servers.contains_key(it));
+        let by_others = bound != self.bound || !known || !self.servers.iter().all(same);
+        self.bound = bound;
         self.hidden.clear();
         for (key, state) in &mut self.servers {
             // One whose address somebody has unbound is not reported, and is there all the same.
@@ -130,7 +146,7 @@ impl Compiler {
         } else {
             self.loose.clear();
         }
-        self.dirty.keys().copied().collect()
+        Differences { by_others, owners: self.dirty.keys().copied().collect() }
     }
 
     /// Nobody wants what nobody has staged so far.

@@ -116,6 +116,7 @@ fn health_response(answer: Answer) -> Response {
 /// What the metrics server shows besides the metrics.
 #[derive(Debug)]
 pub struct Pages {
+    proxy_mode: &'static str,
     metrics: Metrics,
     /// Answers of `/healthz` since the start or the last DELETE of `/metrics/slis`.
     pings: AtomicU64,
@@ -129,7 +130,9 @@ pub struct Pages {
 }
 
 /// What `/proxyMode` says: the backend that is at work, whatever name it was asked for by.
-const PROXY_MODE: &str = "nftables";
+fn proxy_mode(config: &Config) -> &'static str {
+    if config.ipvs.is_some() { "ipvs" } else { "nftables" }
+}
 
 impl Pages {
     pub fn new(
@@ -139,6 +142,7 @@ impl Pages {
     ) -> Result<Self, serde_json::Error> {
         Ok(Pages {
             metrics,
+            proxy_mode: proxy_mode(config),
             pings: AtomicU64::new(0),
             configz: RwLock::new(configz(config)?),
             profiling: AtomicBool::new(config.profiling),
@@ -250,7 +254,7 @@ pub fn metrics_router(pages: Arc<Pages>) -> Router {
     let mut router = Router::new()
         .route("/metrics", page(|pages, _| pages.metrics_page()))
         .route("/metrics/slis", page(Pages::slis))
-        .route("/proxyMode", page(|_, _| respond(StatusCode::OK, TEXT, PROXY_MODE)))
+        .route("/proxyMode", page(|pages, _| respond(StatusCode::OK, TEXT, pages.proxy_mode)))
         .route(
             "/configz",
             page(|pages, _| respond(StatusCode::OK, "application/json", pages.configz())),

@@ -9,12 +9,13 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
-use super::engine::{Conflicts, Engine};
+use super::engine::{Conflicts, Engine, ServerLimit};
 use super::now;
 use super::results::{Lacking, Outcome};
 use crate::conntrack::Sweep;
 use crate::forward::{Conflict, FrontendAddress};
-use crate::kernel::Rejection;
+use crate::ipvs::schema::Batch as ServerBatch;
+use crate::kernel::{Refused, Rejection};
 use crate::model::{Change, Cluster, Family, Node, ObjectName, Resource, ServiceId};
 use crate::nft::compile::{Limit, LimitReason, RowCounts};
 use crate::nft::schema::{Batch, ObservedTable, Op, SetName};
@@ -282,6 +283,10 @@ impl Reporter {
             work.written.iter().for_each(|family| self.ports.metrics.drift_repaired(*family));
         }
         self.ports.metrics.refused_services(engine.refused_count());
+        if let Some(servers) = engine.servers().filter(|_| work.operations > 0) {
+            let (count, destinations) = servers.counts();
+            self.ports.metrics.ipvs_servers(count, destinations, servers.draining().len());
+        }
         self.fill(&work, engine);
         self.weigh(engine);
         if work.operations > 0 {
@@ -394,6 +399,46 @@ impl Reporter {
         };
         warn!(service = %name, note);
         self.notice(name, "LimitReached", note);
+    }
+
+    /// Something about the virtual servers of a Service.
+    pub(super) fn server_limit(&self, cluster: &Cluster, limit: &ServerLimit) {
+        let (service, reason, note) = match limit {
+            ServerLimit::Excluded { service, address } => {
+                let note = format!(
+                    "{address} is inside --ipvs-exclude-cidrs (ipvs.excludeCIDRs), so there is no virtual server for it; \
+                     it is served by nftables alone."
+                );
+                (service, "IPVSExcluded", note)
+            }
+            ServerLimit::Scheduler { service, wanted, used } => {
+                self.ports.metrics.ipvs_scheduler_missing();
+                let note = format!(
+                    "The kernel has no scheduler {wanted} (module ip_vs_{wanted}); {used} is used until this node's proxy \
+                     is started again with that module."
+                );
+                (service, "IPVSSchedulerMissing", note)
+            }
+        };
+        let Some(name) = cluster.name(*service) else { return };
+        warn!(service = %name, note);
+        self.notice(name, reason, note);
+    }
+
+    /// Operations on virtual servers were carried out, but for some.
+    pub(super) fn servers_changed(
+        &mut self,
+        batch: &ServerBatch,
+        refused: &[Refused],
+        took: Duration,
+    ) {
+        self.work.operations += batch.0.len() - refused.len();
+        self.ports.metrics.ipvs_operations(batch.0.len() - refused.len(), refused.len(), took);
+    }
+
+    /// Somebody else had changed virtual servers.
+    pub(super) fn servers_drifted(&self) {
+        self.families.iter().for_each(|family| self.ports.metrics.drift_repaired(*family));
     }
 
     fn notice(&self, name: &ObjectName, reason: &'static str, note: String) {

@@ -126,6 +126,18 @@ impl State {
         self.destinations.retain(|it| it.wanted > 0);
     }
 
+    /// Whether it is believed to be so.
+    pub(super) fn holds(&self, seen: &ObservedServer) -> bool {
+        let held = || self.destinations.iter().filter(|it| it.held.is_some());
+        let same = |it: &DestinationState| {
+            let seen = seen.destinations.get(&it.destination);
+            seen.is_some_and(|seen| it.held == Some(seen.weight) && it.foreign != seen.masquerades)
+        };
+        self.held == Some(seen.server)
+            && held().count() == seen.destinations.len()
+            && held().all(same)
+    }
+
     /// The kernel has it so.
     pub(super) fn observe(&mut self, seen: &ObservedServer) {
         self.lose();

@@ -198,7 +198,7 @@ impl World {
         self.touched.clear();
         self.desired.clear();
         let observed = self.node.observed();
-        assert_eq!(self.compiler.observe(observed), []);
+        assert_eq!(self.compiler.observe(observed).owners, []);
     }
 
     pub(super) fn restart_with_everything(&mut self) {
@@ -243,7 +243,7 @@ impl World {
         // Nobody serves what is gone, until the repair has ended.
         self.rows.clear();
         let observed = self.node.observed();
-        self.touched.extend(self.compiler.observe(observed));
+        self.touched.extend(self.compiler.observe(observed).owners);
         self.run();
         self.restage();
         self.run();

@@ -33,6 +33,8 @@ pub mod logging;
 pub mod model;
 pub mod nft;
 pub mod objects;
+#[cfg(any(test, fuzzing))]
+pub mod outside;
 pub mod run;
 pub mod serve;
 pub mod sync;

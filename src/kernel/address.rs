@@ -1,10 +1,11 @@
 //! The host's own addresses: read now, and told when they change.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use netlink_sys::protocols::NETLINK_ROUTE;
+use rustix::net::netdevice::index_to_name_inlined;
 
 use super::KernelError;
 use super::channel::{Channel, Failure};
@@ -99,14 +100,27 @@ impl Addresses {
     }
 
     fn read(&mut self) -> Result<BTreeSet<IpAddr>, KernelError> {
-        const DOING: &str = "reading addresses";
-        self.left_out = find_link(&mut self.questions)
-            .map_err(|failure| failure.into_error("looking for kube-ipvs0"))?
-            .map(|it| it.index);
-        let left_out = self.left_out;
-        read_all(&mut self.questions, |index| Some(index) != left_out)
-            .map_err(|failure| failure.into_error(DOING))
+        let Addresses { events, questions, left_out, .. } = self;
+        *left_out = None;
+        let mut seen: BTreeMap<u32, bool> = BTreeMap::new();
+        let wanted = |index| {
+            *seen.entry(index).or_insert_with(|| {
+                let services = is_for_services(&*events, index);
+                *left_out = left_out.or(services.then_some(index));
+                !services
+            })
+        };
+        read_all(questions, wanted).map_err(|failure| failure.into_error("reading addresses"))
     }
+}
+
+/// Whether the interface of this number is [`INTERFACE`]; one that has gone meanwhile is not.
+///
+/// Asked for by number, which waits for no lock. A netlink question about an interface waits for the lock under which
+/// interfaces of all namespaces are made and removed (Linux 6.12, not 7.2), long where many containers end at once;
+/// an `ioctl` about a name that does not exist has the kernel run modprobe.
+fn is_for_services(socket: impl AsFd, index: u32) -> bool {
+    index_to_name_inlined(socket, index).is_ok_and(|name| name.as_str() == INTERFACE)
 }
 
 /// What the interface with the addresses of Services is, if it exists.
@@ -125,7 +139,7 @@ pub(super) fn find_link(channel: &mut Channel) -> Result<Option<link::Link>, Fai
 /// The addresses of all interfaces whose number is wanted.
 pub(super) fn read_all(
     channel: &mut Channel,
-    wanted: impl Fn(u32) -> bool,
+    mut wanted: impl FnMut(u32) -> bool,
 ) -> Result<BTreeSet<IpAddr>, Failure> {
     let mut attempts = 1..READ_ATTEMPTS;
     loop {
@@ -142,7 +156,7 @@ pub(super) fn read_all(
             )
         });
         match answer {
-            Err(Failure::Interrupted) if attempts.next().is_some() => (),
+            Err(Failure::Interrupted | Failure::Aborted) if attempts.next().is_some() => (),
             answer => return answer.map(|()| all),
         }
     }

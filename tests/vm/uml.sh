@@ -65,6 +65,7 @@ build_uml() {
     "${make[@]}" kernelrelease >"$1/version" && strip -o "$1/linux.new" "$1/build/linux" && mv "$1/linux.new" "$1/linux" || exit 125
     # For modprobe to find that all is built in.
     mkdir -p "$1/lib/modules/$(cat "$1/version")"
+    : >"$1/lib/modules/$(cat "$1/version")/modules.order"
     cp "$1"/build/modules.builtin* "$1/lib/modules/$(cat "$1/version")/" && depmod -b "$1" "$(cat "$1/version")" || exit 125
 }
 

@@ -18,7 +18,7 @@ install = @missing=(); \
 		apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "$${missing[@]}" >/dev/null; \
 	fi
 
-.PHONY: test demo bench docs
+.PHONY: soak test demo bench docs
 
 test:
 	$(call install,$(NEEDED))
@@ -42,6 +42,11 @@ bench:
 	cp "$(TARGET)/release/kube-ferry" "$(TARGET)/kube-ferry-measured"
 	cargo bench --locked --profile release --bench sync
 	KUBE_FERRY="$(TARGET)/kube-ferry-measured" cargo bench --locked --profile release --bench node
+
+# Churn with faults for SOAK_SECONDS (600). CHAOS_SEED repeats a run.
+soak:
+	$(call install,$(NEEDED))
+	cargo test --locked --test main -- --ignored --exact --nocapture chaos::soak::nothing_grows_and_nothing_breaks
 
 include deploy/deploy.mk
 include tests/vm/vm.mk

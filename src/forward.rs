@@ -18,7 +18,7 @@ use ipnet::IpNet;
 
 pub use forwarder::{Forwarder, Update};
 
-use crate::model::{Family, ObjectName, Protocol, TrafficPolicy};
+use crate::model::{Family, ObjectName, Protocol, Scheduler, TrafficPolicy};
 
 /// What the user decides about forwarding.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -34,6 +34,8 @@ pub struct ServiceForwarding {
     pub ports: Vec<PortForwarding>,
     /// Only for type LoadBalancer with externalTrafficPolicy Local.
     pub health_check: Option<HealthCheck>,
+    /// The Service's own choice for IPVS mode.
+    pub ipvs_scheduler: Option<Scheduler>,
 }
 
 /// What a health check node port answers (reference 3.6 and 10.2).
@@ -71,6 +73,8 @@ pub struct PortForwarding {
     pub hairpin: Vec<IpAddr>,
     /// UDP only: every endpoint that serves, chosen or not; flows to others are stale (reference 7.1). Sorted.
     pub serving: Vec<Backend>,
+    /// Backends of `cluster` and `local` with a weight other than 1, for IPVS mode. Sorted.
+    pub weights: Vec<(Backend, NonZeroU16)>,
     /// ClientIP affinity: timeout in seconds.
     pub affinity: Option<u32>,
 }

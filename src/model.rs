@@ -9,6 +9,7 @@ pub mod endpoint;
 pub mod name;
 pub mod node;
 pub mod range;
+pub mod scheduler;
 pub mod service;
 pub mod touched;
 
@@ -22,5 +23,6 @@ pub use cluster::{Cluster, ServiceId};
 pub use endpoint::{Endpoint, EndpointSlice, NodeHint, SliceContent, SlicePort};
 pub use name::{Family, ObjectName, Protocol, Uid};
 pub use node::{Node, ServiceCidr};
+pub use scheduler::Scheduler;
 pub use service::{Service, ServiceFamily, ServicePort, SourceRanges, TrafficPolicy};
 pub use touched::Touched;

@@ -13,12 +13,14 @@ use crate::model::Change;
 use crate::serve::metrics::BatchResult;
 use crate::watch::{ChangeReceiver, Received};
 
+mod balancing;
 pub mod engine;
 pub mod facts;
 pub mod pace;
 mod report;
 pub mod results;
 
+pub use balancing::Balancing;
 use engine::{Engine, Refusal};
 use facts::Live;
 use pace::Pace;
@@ -32,9 +34,6 @@ const MOST_CHANGES: usize = 4_096;
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// However long a comparison takes, the next one comes this soon if others go on changing tables.
 const LOOK_AT_LEAST_EVERY: Duration = Duration::from_secs(10);
-
-/// A batch that was refused while others changed tables is made anew this often before a Service is blamed.
-const MOST_SURPRISES: u32 = 3;
 
 /// How often a copy that stands by asks whether its turn has come.
 const ASK_FOR_TURN_EVERY: Duration = Duration::from_millis(100);
@@ -51,14 +50,13 @@ pub struct Sync<K> {
     refused_since: Option<Instant>,
     /// When to ask next whether others have changed the kernel's tables; `None` while everything is compared anyway.
     look_at: Option<Instant>,
-    /// Refusals in a row that were put down to somebody else's changes.
-    surprises: u32,
     /// Until then nothing is written as long as the own Node's addresses are not known.
     node_deadline: Option<Instant>,
     /// Asks whether the kernel is ours to program; until it is, changes are taken and nothing else. `None`: it is.
     turn: Option<Box<dyn FnMut() -> bool>>,
     /// Settings that may change meanwhile.
     live: Option<watch::Receiver<Live>>,
+    ipvs: Option<Balancing>,
 }
 
 /// How a pass ended.
@@ -91,11 +89,20 @@ impl<K: Kernel> Sync<K> {
             retry_refused: sync_period,
             refused_since: None,
             look_at: None,
-            surprises: 0,
             node_deadline: None,
             turn: None,
             live: None,
+            ipvs: None,
         }
+    }
+
+    /// With virtual servers: those of IPVS mode, or what is left of it in nftables mode.
+    pub fn balance(mut self, ipvs: Balancing) -> Self {
+        if ipvs.settings.is_none() {
+            self.engine.drain_servers(ipvs.drain);
+        }
+        self.ipvs = Some(ipvs);
+        self
     }
 
     /// Neither reads nor writes the kernel's tables until `turn` has said so once.
@@ -138,6 +145,7 @@ impl<K: Kernel> Sync<K> {
             }
             self.retry_refused();
             self.look_for_drift();
+            self.look_at_servers();
             if self.may_work() {
                 self.reporter.queued(&self.engine);
                 if self.pace.wait(now()).is_zero() {
@@ -177,7 +185,8 @@ impl<K: Kernel> Sync<K> {
         let retry =
             self.refused_since.map(|since| self.retry_refused.saturating_sub(since.elapsed()));
         let look = self.look_at.map(|at| at.saturating_duration_since(now()));
-        pass.into_iter().chain(retry).chain(look).min()
+        let servers = self.next_look_at_servers().map(|at| at.saturating_duration_since(now()));
+        pass.into_iter().chain(retry).chain(look).chain(servers).min()
     }
 
     fn may_work(&mut self) -> bool {
@@ -279,6 +288,13 @@ impl<K: Kernel> Sync<K> {
                 Err(failure) => return self.give_up(&failure),
             }
         }
+        if let Err(pass) = self.observe_servers() {
+            return pass;
+        }
+        let servers = self.engine.plan_servers();
+        if let Err(pass) = self.change_servers(&servers) {
+            return pass;
+        }
         let batch = self.engine.plan();
         self.report_oddities();
         if !batch.is_empty() {
@@ -286,12 +302,7 @@ impl<K: Kernel> Sync<K> {
             let result = self.kernel.commit(&batch);
             self.reporter.batch(&batch, outcome_of(&result), began.elapsed());
             match result {
-                Ok(()) => self.surprises = 0,
-                Err(KernelError::Rejected(_)) if self.is_surprise() => {
-                    self.reporter.verifying();
-                    self.engine.lost();
-                    return Pass::Again;
-                }
+                Ok(()) => (),
                 Err(KernelError::Rejected(rejections)) => {
                     let refusal = self.engine.refused(rejections);
                     return self.refused(refusal);
@@ -306,18 +317,15 @@ impl<K: Kernel> Sync<K> {
                 }
             }
         }
+        let servers = self.engine.plan_servers_after();
+        let changed = self.change_servers(&servers);
         let outcome = self.engine.committed();
         self.reporter.committed(outcome, &self.engine);
+        self.end_servers();
+        if let Err(pass) = changed {
+            return pass;
+        }
         if self.engine.has_work() { Pass::Again } else { Pass::Done }
-    }
-
-    /// Whether a batch was refused because somebody else has changed the tables since the last look at them: then no
-    /// Service is to blame. Where others change theirs all the time it always looks like that, so not for ever.
-    fn is_surprise(&mut self) -> bool {
-        let is =
-            self.surprises < MOST_SURPRISES && self.kernel.changed_by_others().unwrap_or(false);
-        self.surprises = if is { self.surprises + 1 } else { 0 };
-        is
     }
 
     fn refused(&mut self, refusal: Refusal) -> Pass {
@@ -378,6 +386,9 @@ impl<K: Kernel> Sync<K> {
         }
         for limit in self.engine.take_limits() {
             self.reporter.limit(self.engine.cluster(), &limit);
+        }
+        for limit in self.engine.take_server_limits() {
+            self.reporter.server_limit(self.engine.cluster(), &limit);
         }
     }
 }

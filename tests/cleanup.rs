@@ -5,7 +5,7 @@
 
 mod ipset;
 mod iptables;
-mod leftovers;
-mod migration;
+pub(crate) mod leftovers;
+pub(crate) mod migration;
 mod nftables;
 mod node;

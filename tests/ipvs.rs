@@ -4,10 +4,13 @@
 //! runs them in a virtual machine, and there they fail where IPVS is missing.
 
 mod cleanup;
+mod command;
 mod contract;
 mod cost;
+mod faults;
 mod host;
 mod interface;
+mod migration;
 mod observe;
 mod refusals;
 mod servers;

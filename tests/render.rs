@@ -139,7 +139,11 @@ fn service(
         let affinity = affinity.filter(|_| family == Family::V4);
         port(family, number, policy, affinity, without, endpoints)
     };
-    ServiceForwarding { ports: Family::ALL.map(port).to_vec(), health_check: None }
+    ServiceForwarding {
+        ports: Family::ALL.map(port).to_vec(),
+        health_check: None,
+        ipvs_scheduler: None,
+    }
 }
 
 fn port(
@@ -174,6 +178,7 @@ fn port(
         local: vec![backend(210)],
         hairpin: vec![address(family, 210)],
         serving: Vec::new(),
+        weights: Vec::new(),
         affinity,
     }
 }
@@ -193,6 +198,7 @@ fn program() -> Program {
     Program {
         masquerade_mark: 0x4000,
         masquerade_all: false,
+        ipvs: false,
         families: Family::ALL.to_vec(),
         v4: family("10.0.0.0/8"),
         v6: family("fd00:10::/64"),

@@ -83,6 +83,7 @@ pub(crate) fn settings() -> Settings {
     Settings {
         masquerade_mark: 0x4000,
         masquerade_all: false,
+        ipvs: None,
         families: Family::ALL.to_vec(),
         detect_local: DetectLocal::ClusterCidr(vec![POD_CIDR.parse().unwrap()]),
         node_ports: NodePortSelector::All,

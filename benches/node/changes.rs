@@ -132,7 +132,8 @@ pub(crate) fn rolling(
         "kubeferry_elements_total{ip_family=\"IPv4\",operation=\"add\",set=\"frontends\"}";
     let verdicts = || proxy.metric(verdicts);
     let operations = || proxy.metric("kubeferry_operations_total");
-    let (first, written, cpu) = (verdicts(), operations(), proxy.cpu());
+    let (first, written, bytes, cpu) =
+        (verdicts(), operations(), cluster.bytes_sent(), proxy.cpu());
     assert!(first > 0.0, "the metric is there");
     let mut times = Vec::new();
     for replaced in (ROLLED..=BIG).step_by(10) {
@@ -144,6 +145,7 @@ pub(crate) fn rolling(
     sleep(PAUSE);
     let steps = f64::from(BIG / ROLLED);
     let cpu = (proxy.cpu() - cpu) / steps;
+    let bytes = (cluster.bytes_sent() - bytes) / steps;
     let what = "rolling update, 10 of 1,000 endpoints";
     let each = (operations() - written) / steps;
     figures.extend([
@@ -151,5 +153,6 @@ pub(crate) fn rolling(
         Figure::new(&format!("{what}: verdicts changed"), shape, verdicts() - first, "").must(0.0),
         Figure::new(&format!("{what}: event sent → committed, p50"), shape, median(times), "ms"),
         Figure::new(&format!("{what}: CPU"), shape, cpu, "ms"),
+        Figure::new(&format!("{what}: bytes from the API server"), shape, bytes, ""),
     ]);
 }

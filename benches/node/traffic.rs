@@ -12,8 +12,15 @@ use crate::figures::program::output;
 
 /// Between two connections.
 const EVERY: Duration = Duration::from_millis(1);
-/// A packet that is lost is sent again after a second: whoever takes half as long has lost one.
-const PATIENCE: Duration = Duration::from_millis(500);
+/// The first packet of a connection is sent again after a second if it is lost: whoever takes nearly as long has failed.
+const PATIENCE: Duration = Duration::from_millis(900);
+
+/// What became of it.
+pub(crate) struct Outcome {
+    pub(crate) answered: f64,
+    pub(crate) failed: f64,
+    pub(crate) sent_again: f64,
+}
 
 pub(crate) struct Traffic {
     stop: Arc<AtomicBool>,
@@ -50,13 +57,13 @@ impl Traffic {
         Traffic { stop, client, sent_again }
     }
 
-    /// How many connections were answered, and how many were not or lost packets on the way.
-    pub(crate) fn end(self) -> (f64, f64) {
+    pub(crate) fn end(self) -> Outcome {
         sleep(Duration::from_millis(100));
         self.stop.store(true, Ordering::Relaxed);
-        let (good, lost) = self.client.join().unwrap();
-        assert!(good > 100, "there was traffic");
-        (f64::from(good), f64::from(lost) + sent_again() - self.sent_again)
+        let (answered, failed) = self.client.join().unwrap();
+        assert!(answered > 100, "there was traffic");
+        let sent_again = sent_again() - self.sent_again;
+        Outcome { answered: f64::from(answered), failed: f64::from(failed), sent_again }
     }
 }
 

@@ -172,11 +172,17 @@ pub struct KubeFerry {
     pub manifests: String,
     /// Let the kernel refuse changes of our tables by others, if it can; as `--own-tables`. Default: true.
     pub own_tables: bool,
+    /// IPVS mode: how long an endpoint that is gone may keep its connections; as `--ipvs-drain-timeout`. Default: 15m.
+    pub ipvs_drain_timeout: GoDuration,
 }
 
 impl Default for KubeFerry {
     fn default() -> Self {
-        KubeFerry { manifests: String::new(), own_tables: true }
+        KubeFerry {
+            manifests: String::new(),
+            own_tables: true,
+            ipvs_drain_timeout: GoDuration::from_secs(15 * 60),
+        }
     }
 }
 
@@ -278,7 +284,11 @@ fn check_kind(value: &Value) -> Result<(), FileError> {
 fn shape() -> Value {
     let every = KubeProxyConfiguration {
         logging: Logging { vmodule: vec![VModule::default()], ..Logging::default() },
-        kube_ferry: KubeFerry { manifests: "-".to_owned(), own_tables: false },
+        kube_ferry: KubeFerry {
+            manifests: "-".to_owned(),
+            own_tables: false,
+            ..KubeFerry::default()
+        },
         ..KubeProxyConfiguration::default()
     };
     serde_json::to_value(every).unwrap_or_default()

@@ -49,6 +49,14 @@ struct Claimant {
 }
 
 impl Claims {
+    /// Bytes on the heap, about.
+    pub fn heap_bytes(&self) -> usize {
+        let claims = self.claimants.iter().flatten().map(|it| size_of_val(&*it.claims));
+        self.claimants.capacity() * size_of::<Option<Claimant>>()
+            + claims.sum::<usize>()
+            + self.winners.capacity() * size_of::<(Claim, ServiceId)>()
+    }
+
     /// Replaces what a Service claims (`None`: it is gone) and returns the Services, perhaps itself, that may have
     /// won or lost something.
     pub fn replace(

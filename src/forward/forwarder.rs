@@ -38,6 +38,11 @@ pub struct Update {
 }
 
 impl Forwarder {
+    /// Bytes on the heap, about.
+    pub fn heap_bytes(&self) -> usize {
+        self.claims.heap_bytes() + self.known.capacity() * size_of::<Option<Fingerprint>>()
+    }
+
     pub fn new(settings: Settings) -> Self {
         Forwarder { settings, ..Forwarder::default() }
     }

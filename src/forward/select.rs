@@ -13,6 +13,8 @@ use crate::model::{Endpoint, Family, Protocol, SliceContent, SlicePort};
 pub struct Candidate<'a> {
     pub backend: Backend,
     pub endpoint: &'a Endpoint,
+    /// Of its slice.
+    pub weight: Option<NonZeroU16>,
 }
 
 /// Which sets a port needs (reference 2.9).
@@ -31,6 +33,8 @@ pub struct Selection {
     pub local: Vec<Backend>,
     /// Addresses of usable endpoints on this node.
     pub hairpin: Vec<IpAddr>,
+    /// Those of `cluster` and `local` that have a weight other than 1.
+    pub weights: Vec<(Backend, NonZeroU16)>,
     /// There are usable endpoints, perhaps only on other nodes and out of reach from here.
     pub has_any: bool,
 }
@@ -44,6 +48,7 @@ struct SlicePortOf<'a> {
     key: (&'a str, Protocol),
     number: NonZeroU16,
     endpoints: &'a [Endpoint],
+    weight: Option<NonZeroU16>,
 }
 
 impl<'a> SlicePorts<'a> {
@@ -56,6 +61,7 @@ impl<'a> SlicePorts<'a> {
                     key: of(port),
                     number: port.port,
                     endpoints: slice.endpoints,
+                    weight: slice.ipvs_weight,
                 })
             })
             .collect();
@@ -74,12 +80,15 @@ impl<'a> SlicePorts<'a> {
         let mut candidates: Vec<Candidate<'a>> = those
             .flat_map(|port| {
                 let backend = |it: &Endpoint| Backend { address: it.address, port: port.number };
-                port.endpoints
-                    .iter()
-                    .map(move |endpoint| Candidate { backend: backend(endpoint), endpoint })
+                port.endpoints.iter().map(move |endpoint| Candidate {
+                    backend: backend(endpoint),
+                    endpoint,
+                    weight: port.weight,
+                })
             })
             .collect();
-        candidates.sort_unstable_by_key(|it| (it.backend, Reverse(preference(it.endpoint))));
+        candidates
+            .sort_unstable_by_key(|it| (it.backend, Reverse((preference(it.endpoint), it.weight))));
         candidates.dedup_by_key(|it| it.backend);
         candidates
     }
@@ -116,9 +125,14 @@ pub fn select(candidates: &[Candidate<'_>], uses: Uses, zone: Option<&str>) -> S
         chosen().filter(|it| it.endpoint.local).map(|it| it.backend.address).collect();
     hairpin.sort_unstable();
     hairpin.dedup();
+    let weighted = |it: &Candidate<'_>| Some((it.backend, it.weight.filter(|it| it.get() != 1)?));
+    let mut weights: Vec<_> = chosen().filter_map(weighted).collect();
+    weights.sort_unstable();
+    weights.dedup();
     let usable = |it: &Candidate<'_>| it.endpoint.ready || is_fallback(it.endpoint);
     let has_any = !cluster.is_empty() || (uses.local && candidates.iter().any(usable));
-    Selection { cluster: backends(&cluster), local: backends(&local), hairpin, has_any }
+    let (cluster, local) = (backends(&cluster), backends(&local));
+    Selection { cluster, local, hairpin, weights, has_any }
 }
 
 fn cluster<'a>(candidates: &[Candidate<'a>], zone: Option<&str>) -> Vec<Candidate<'a>> {

@@ -156,7 +156,7 @@ pub(super) fn read_all(
             )
         });
         match answer {
-            Err(Failure::Interrupted) if attempts.next().is_some() => (),
+            Err(Failure::Interrupted | Failure::Aborted) if attempts.next().is_some() => (),
             answer => return answer.map(|()| all),
         }
     }

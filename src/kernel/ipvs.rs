@@ -14,7 +14,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_ROUTE};
 
-use super::channel::{Channel, Failure};
+use super::channel::{Channel, Failure, Link};
 use super::{Ipvs, IpvsError, IpvsSettings, ObservedConnections, Refused, address};
 use crate::ipvs::codec::{generic, server};
 use crate::ipvs::schema::{
@@ -27,7 +27,11 @@ pub use leftovers::Leftovers;
 /// What the interface is named as ours by (IFLA_IFALIAS).
 pub const ALIAS: &str = "kube-ferry";
 
+const EPERM: i32 = 1;
 const ENOENT: i32 = 2;
+const EACCES: i32 = 13;
+const ENODEV: i32 = 19;
+const EOPNOTSUPP: i32 = 95;
 const EAFNOSUPPORT: i32 = 97;
 
 /// IPVS and the interface of the network namespace in which it was made.
@@ -53,6 +57,17 @@ impl NetlinkIpvs {
         };
         let (generic, route) = (open(NETLINK_GENERIC)?, open(NETLINK_ROUTE)?);
         Ok(NetlinkIpvs { generic, route, exclude_cidrs, schedulers: BTreeSet::new() })
+    }
+
+    /// Puts something between us and IPVS, and between us and the interface, which makes faults.
+    pub fn through(
+        mut self,
+        generic: impl Link + 'static,
+        route: impl Link + 'static,
+    ) -> NetlinkIpvs {
+        self.generic.set_link(Box::new(generic));
+        self.route.set_link(Box::new(route));
+        self
     }
 
     /// Whether somebody else has the address, whatever it is used for.
@@ -183,22 +198,47 @@ fn failed(doing: &'static str, failure: Failure) -> IpvsError {
 /// Why an operation was refused and what can be done about it, for a person.
 pub fn explain(op: &Op, errno: i32) -> String {
     let error = std::io::Error::from_raw_os_error(errno);
-    let server = match op {
-        Op::AddServer(_, server) | Op::SetServer(_, server) => Some(server),
-        Op::BindAddress(_)
-        | Op::UnbindAddress(_)
-        | Op::DeleteServer(_)
-        | Op::AddDestination(..)
-        | Op::SetDestination(..)
-        | Op::DeleteDestination(..) => None,
-    };
-    match (errno, server) {
-        (ENOENT, Some(server)) => prepare::missing_scheduler(server.scheduler),
-        (EAFNOSUPPORT, _) => {
-            format!(
-                "{error} (IPVS for IPv6 needs CONFIG_IP_VS_IPV6, and IPv6 must not be disabled)"
-            )
+    let advice = match (errno, op) {
+        (ENOENT, Op::AddServer(_, server) | Op::SetServer(_, server)) => {
+            return prepare::missing_scheduler(server.scheduler);
         }
-        _ => error.to_string(),
+        (ENODEV, Op::BindAddress(_)) => "there is no dummy interface kube-ipvs0",
+        (EACCES, Op::BindAddress(IpAddr::V6(_))) => {
+            "IPv6 is disabled on kube-ipvs0: set the sysctls net.ipv6.conf.all.disable_ipv6 and \
+             net.ipv6.conf.kube-ipvs0.disable_ipv6 to 0"
+        }
+        (EAFNOSUPPORT | EOPNOTSUPP, _) => {
+            "IPv6 needs a kernel with CONFIG_IPV6 and CONFIG_IP_VS_IPV6 that was not started with ipv6.disable=1"
+        }
+        (EPERM, _) => "give the process CAP_NET_ADMIN in this network namespace",
+        _ => return error.to_string(),
+    };
+    format!("{error} ({advice})")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Protocol;
+
+    #[test]
+    fn refusals_say_what_to_do() {
+        let (v4, v6) = ("10.96.0.10".parse().unwrap(), "fd00::a".parse().unwrap());
+        let key =
+            |address| ServerKey { protocol: Protocol::Tcp, address, port: 80.try_into().unwrap() };
+        let server = VirtualServer::default();
+        check(Op::AddServer(key(v4), server), ENOENT, "modprobe ip_vs_rr");
+        check(Op::AddServer(key(v6), server), EAFNOSUPPORT, "CONFIG_IP_VS_IPV6");
+        check(Op::BindAddress(v6), EACCES, "net.ipv6.conf.kube-ipvs0.disable_ipv6");
+        check(Op::BindAddress(v4), ENODEV, "no dummy interface kube-ipvs0");
+        check(Op::DeleteServer(key(v4)), EPERM, "CAP_NET_ADMIN");
+        const ERANGE: i32 = 34;
+        check(Op::DeleteServer(key(v4)), ERANGE, "out of range");
+    }
+
+    #[track_caller]
+    fn check(op: Op, errno: i32, part: &str) {
+        let told = explain(&op, errno);
+        assert!(told.contains(part), "{told}");
     }
 }

@@ -44,9 +44,16 @@ impl Change {
             Change::Listing(resource) | Change::Listed(resource) => resource.hash(&mut hasher),
             Change::ServiceApplied(service) => service.hash(&mut hasher),
             Change::SliceApplied(slice) => {
-                let EndpointSlice { name, service, family, ports, endpoints, trigger_time: _ } =
-                    slice;
-                (name, service, family, ports, endpoints).hash(&mut hasher);
+                let EndpointSlice {
+                    name,
+                    service,
+                    family,
+                    ports,
+                    endpoints,
+                    ipvs_weight,
+                    trigger_time: _,
+                } = slice;
+                (name, service, family, ports, endpoints, ipvs_weight).hash(&mut hasher);
             }
             Change::ServiceDeleted(name) | Change::SliceDeleted(name) => name.hash(&mut hasher),
             Change::NodeApplied(node) => node.hash(&mut hasher),

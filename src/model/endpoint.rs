@@ -15,6 +15,8 @@ pub struct EndpointSlice {
     pub family: Family,
     pub ports: Vec<SlicePort>,
     pub endpoints: Vec<Endpoint>,
+    /// Annotation `kube-ferry/ipvs-weight`: the share of connections that each endpoint gets in IPVS mode; 1 if not given.
+    pub ipvs_weight: Option<NonZeroU16>,
     /// Annotation `endpoints.kubernetes.io/last-change-trigger-time`: nanoseconds since the epoch. Not part of the
     /// forwarding state: a slice that differs in nothing else is no change.
     pub trigger_time: Option<i128>,
@@ -26,11 +28,17 @@ pub struct SliceContent<'a> {
     pub family: Family,
     pub ports: &'a [SlicePort],
     pub endpoints: &'a [Endpoint],
+    pub ipvs_weight: Option<NonZeroU16>,
 }
 
 impl EndpointSlice {
     pub fn content(&self) -> SliceContent<'_> {
-        SliceContent { family: self.family, ports: &self.ports, endpoints: &self.endpoints }
+        SliceContent {
+            family: self.family,
+            ports: &self.ports,
+            endpoints: &self.endpoints,
+            ipvs_weight: self.ipvs_weight,
+        }
     }
 }
 

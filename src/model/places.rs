@@ -50,6 +50,10 @@ impl Places {
         Some(place.id)
     }
 
+    pub(super) fn heap_bytes(&self) -> usize {
+        self.0.allocation_size()
+    }
+
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.0.len()

@@ -52,6 +52,7 @@ pub(crate) fn service(title: &str, cluster_ip: &str) -> Service {
         internal_policy: TrafficPolicy::Cluster,
         external_policy: TrafficPolicy::Cluster,
         health_check_node_port: None,
+        ipvs_scheduler: None,
     }
 }
 
@@ -64,6 +65,7 @@ pub(crate) fn slice(title: &str, service: &str, endpoints: &[&str]) -> EndpointS
         family: endpoints.first().map_or(Family::V4, |it| Family::of(it.address)),
         ports: vec![SlicePort { name: "p80".into(), protocol: Protocol::Tcp, port: port(8080) }],
         endpoints,
+        ipvs_weight: None,
         trigger_time: None,
     }
 }
@@ -271,6 +273,7 @@ fn services() -> impl Strategy<Value = Service> {
             internal_policy,
             external_policy,
             health_check_node_port: health.map(port),
+            ipvs_scheduler: None,
         },
     )
 }
@@ -338,6 +341,8 @@ fn slices() -> impl Strategy<Value = EndpointSlice> {
                 family,
                 ports: ports.collect(),
                 endpoints: endpoints.collect(),
+                // Slices of one number agree, whatever else changes.
+                ipvs_weight: (number % 2 == 1).then(|| port(3)),
                 trigger_time,
             }
         },

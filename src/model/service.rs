@@ -7,6 +7,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::name::{Family, ObjectName, Protocol, Uid};
+use super::scheduler::Scheduler;
 
 /// A Service that is to be proxied; headless, ExternalName and foreign ones never get this far.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -26,9 +27,20 @@ pub struct Service {
     pub external_policy: TrafficPolicy,
     /// Only for type LoadBalancer with externalTrafficPolicy Local (reference 2.7).
     pub health_check_node_port: Option<NonZeroU16>,
+    /// Annotation `kube-ferry/ipvs-scheduler`: who picks the endpoint in IPVS mode.
+    pub ipvs_scheduler: Option<Scheduler>,
 }
 
 impl Service {
+    /// Bytes on the heap, about.
+    pub(super) fn heap_bytes(&self) -> usize {
+        let families = [&self.v4, &self.v6].into_iter().flatten();
+        let addresses = |it: &ServiceFamily| it.external_ips.len() + it.load_balancer_ips.len();
+        let families =
+            families.map(|it| size_of::<ServiceFamily>() + addresses(it) * size_of::<IpAddr>());
+        self.ports.capacity() * size_of::<ServicePort>() + families.sum::<usize>()
+    }
+
     pub fn family(&self, family: Family) -> Option<&ServiceFamily> {
         match family {
             Family::V4 => self.v4.as_deref(),

@@ -141,6 +141,20 @@ impl Compiler {
         self.stage_plain(family, SetName::ServiceCidrs, keys);
     }
 
+    /// Addresses that are local although no Service has them any more (only used by programs for IPVS).
+    pub fn stage_ipvs_draining(&mut self, family: Family, addresses: &BTreeSet<IpAddr>) {
+        let of_family = addresses.iter().filter(|it| Family::of(**it) == family);
+        let keys = of_family.map(|it| Key::Address(*it)).collect();
+        self.stage_plain(family, SetName::IpvsDraining, keys);
+    }
+
+    /// Whether the kernel is believed to know this for a cluster IP; to be asked before anything is staged.
+    pub fn has_cluster_ip(&self, address: IpAddr) -> bool {
+        let set = SetName::ClusterIps;
+        let id = RowId { family: Family::of(address), set, key: Key::Address(address) };
+        self.shared.contains_key(&(set, address)) || self.unclaimed.contains_key(&id)
+    }
+
     /// Deletes what the kernel has and nobody asked for. To be called when everything was staged once after `adopt`.
     pub fn stage_prune(&mut self) {
         if self.pruned {
@@ -212,6 +226,11 @@ impl Compiler {
         self.pending.clear();
         self.tables.values_mut().for_each(TableState::rollback);
         self.groups.values_mut().for_each(Groups::rollback);
+    }
+
+    /// Bytes on the heap, about: of what is programmed for Services, which is nearly all of it.
+    pub fn heap_bytes(&self) -> usize {
+        self.services.heap_bytes() + self.claims.capacity() * size_of::<(Claim, Owner)>()
     }
 
     /// How many elements each set has room for; sets without a limit are left out.

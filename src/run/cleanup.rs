@@ -5,14 +5,21 @@
 //!
 //! A step that fails is told and does not keep the next ones from being tried.
 
+mod ipvs;
+mod tell;
+
+use std::fmt::Display;
+
 use tracing::{error, info, warn};
 
 use crate::config::CleanupOf;
 use crate::kernel::lock::NamespaceLock;
-use crate::kernel::{Ipsets, KernelError, LegacyTables, OtherTables};
+use crate::kernel::{Ipsets, LegacyTables, OtherTables};
 use crate::leftovers::{self, Removal, Table};
 use crate::model::Family;
 use crate::nft::schema::TABLE;
+
+pub(super) use tell::tell_of_leftovers;
 
 /// Removes what was asked for. An error if something of it is left.
 pub(super) fn cleanup(whose: CleanupOf) -> anyhow::Result<()> {
@@ -23,6 +30,7 @@ pub(super) fn cleanup(whose: CleanupOf) -> anyhow::Result<()> {
         CleanupOf::KubeFerry => (true, false),
     };
     let _alone = if ours { lock()? } else { None };
+    cleanup.virtual_servers(whose);
     if kube_proxys {
         cleanup.kube_proxys();
     }
@@ -31,43 +39,6 @@ pub(super) fn cleanup(whose: CleanupOf) -> anyhow::Result<()> {
         cleanup.tables(TABLE);
     }
     cleanup.finish()
-}
-
-/// Says at a start that kube-proxy has left something, or is still there. Nothing is removed without being told to:
-/// the way back is short as long as it is there, and connections that IPVS balances would end.
-pub(super) fn tell_of_leftovers() {
-    match leftovers() {
-        Ok(found) if found.is_empty() => (),
-        Ok(found) => warn!(
-            "found what kube-proxy programs: {}. Once it has ended this does not change any more: a Service that is \
-             deleted is still served by it, one that is fenced is fenced by its old ranges too. Remove it then by \
-             kube-ferry --cleanup --cleanup-of=kube-proxy",
-            found.join(", ")
-        ),
-        Err(error) => warn!("cannot look for what kube-proxy has left: {error}"),
-    }
-}
-
-/// What there is of kube-proxy, at the cost of a few questions.
-fn leftovers() -> Result<Vec<String>, KernelError> {
-    let (nat, services) = (Table::Nat.name(), leftovers::SERVICES_CHAIN);
-    let mut tables = OtherTables::new()?;
-    let mut found = Vec::new();
-    for family in Family::ALL {
-        let (word, kube_proxy) = (word(family), leftovers::NFTABLES_TABLE);
-        if tables.has(family, kube_proxy, None)? {
-            found.push(format!("table {word} {kube_proxy}"));
-        }
-        if tables.has(family, nat, Some(services))? {
-            found.push(format!("chains in table {word} {nat}"));
-        }
-        if LegacyTables::names(family)?.iter().any(|it| it == nat)
-            && LegacyTables::new(family)?.chains(nat)?.chains.contains_key(services)
-        {
-            found.push(format!("chains in table {word} {nat} of iptables-legacy"));
-        }
-    }
-    Ok(found)
 }
 
 /// What came of the steps so far.
@@ -186,7 +157,7 @@ impl Cleanup {
         info!("removed {what}");
     }
 
-    fn failed(&mut self, what: &str, error: &KernelError) {
+    fn failed(&mut self, what: &str, error: &dyn Display) {
         self.failed += 1;
         error!("{what}: {error}");
     }

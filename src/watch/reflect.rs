@@ -351,6 +351,7 @@ impl<'a> Reflector<'a> {
             Err(why) => return Ok(self.skip_unreadable(&why)),
         };
         let news = self.versions.applied(decoded.key, &decoded.version, decoded.fingerprint());
+        self.stats.remembers(self.versions.heap_bytes());
         if !self.is_news(news) {
             return Ok(decoded.version);
         }

@@ -73,6 +73,8 @@ pub struct ResourceStats {
     /// Milliseconds since the epoch when bytes last arrived; 0: never. The age of a healthy watch stays below the
     /// interval of bookmarks, about a minute.
     pub last_contact: AtomicI64,
+    /// Bytes that are remembered of the objects, about.
+    pub memory: AtomicU64,
     errors: [AtomicU64; Trouble::ALL.len()],
 }
 
@@ -98,6 +100,10 @@ impl ResourceStats {
 
     pub(super) fn count_object(&self) {
         self.objects.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn remembers(&self, bytes: usize) {
+        self.memory.store(bytes as u64, Ordering::Relaxed);
     }
 
     /// Counts a failure.

@@ -51,6 +51,12 @@ struct Seen {
 }
 
 impl Versions {
+    /// Bytes on the heap, about.
+    pub(super) fn heap_bytes(&self) -> usize {
+        self.seen.capacity() * size_of::<(Key, Seen)>()
+            + self.deleted.capacity() * size_of::<(Key, u64)>()
+    }
+
     /// Takes note of an object that exists. Versions that are not numbers are opaque, as API servers before 1.35 reserve
     /// the right to send; they are never outdated.
     pub(super) fn applied(&mut self, key: Key, version: &str, content: NonZeroU64) -> News {

@@ -30,9 +30,29 @@ const RECOVERY: Duration = Duration::from_secs(90);
 /// Between two looks at all tables.
 const LOOK: Duration = Duration::from_millis(100);
 
+/// How a run is set up, as the seed says.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Setting {
+    tls: bool,
+    /// The server does not know streaming lists.
+    pages: bool,
+    /// The kernel keeps others from our tables (where it can).
+    owned: bool,
+}
+
+impl Setting {
+    pub(super) fn of(seed: u64) -> Setting {
+        let mut dice = Dice::new(!seed);
+        let mut percent = |chance| dice.percent(chance);
+        Setting { tls: percent(60), pages: percent(30), owned: percent(40) }
+    }
+}
+
 /// What may happen besides changes of objects.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Menu {
+    /// Faults of the API server in a row: the more there are, the longer the proxy leaves it alone.
+    pub(super) api_faults: usize,
     /// The process is killed or ended, and started again.
     pub(super) restarts: bool,
     /// At the end connections that hang are left alone, so that the proxy has to find out by itself.
@@ -49,6 +69,7 @@ pub(super) struct Stage<'w> {
     pub(super) shop: Shop<'w>,
     /// Somebody else writes to nf_tables.
     pub(super) is_disturbed: &'w AtomicBool,
+    api_faults: usize,
     /// In how many steps the stopped process goes on.
     stopped: Option<usize>,
     /// In how many steps the process that was ended starts again.
@@ -70,16 +91,23 @@ pub(super) struct Tally {
 /// Plays in a world of its own: `body` gets the stage.
 pub(super) fn on_stage<T>(
     seed: u64,
-    start: fn() -> ApiServer,
+    setting: Setting,
     body: impl FnOnce(&mut Stage<'_>) -> T,
 ) -> T {
     let world = World::new();
+    let start = if setting.tls { ApiServer::start_tls } else { ApiServer::start };
     let server = world.node().run(start);
+    if setting.pages {
+        server.refuse_streaming_lists();
+    }
     let (record, traffic) = (Record::default(), Traffic::default());
     let shop = Shop::open(&server, &record, &mut Dice::new(seed));
     let directory = tempfile::tempdir().unwrap();
-    let proxy =
-        Proxy::start(world.node(), arguments(&server, &directory), directory.path().join("log"));
+    let proxy = Proxy::start(
+        world.node(),
+        arguments(&server, &directory, setting),
+        directory.path().join("log"),
+    );
     let (is_disturbed, end) = (AtomicBool::new(false), AtomicBool::new(false));
     thread::scope(|scope| {
         scope.spawn(|| faults::disturb(world.node(), &is_disturbed, &end));
@@ -92,6 +120,7 @@ pub(super) fn on_stage<T>(
             proxy: proxy.unwrap(),
             shop,
             is_disturbed: &is_disturbed,
+            api_faults: 0,
             stopped: None,
             ended: None,
             began: now(),
@@ -115,12 +144,13 @@ impl Drop for StoreOnDrop<'_> {
     }
 }
 
-fn arguments(server: &ApiServer, directory: &TempDir) -> Vec<String> {
+fn arguments(server: &ApiServer, directory: &TempDir, setting: Setting) -> Vec<String> {
     let kubeconfig = server.kubeconfig(directory.path(), None);
     [
         "--proxy-mode=nftables".to_owned(),
         format!("--hostname-override={NODE}"),
         format!("--kubeconfig={}", kubeconfig.display()),
+        format!("--own-tables={}", setting.owned),
         "--cluster-cidr=10.244.0.0/16,fd00:10:244::/48".to_owned(),
     ]
     .to_vec()
@@ -147,8 +177,11 @@ impl Stage<'_> {
                 }
             }
             60..=79 => {
-                let told = faults::befall(self.server, dice);
-                self.note("API server", told);
+                if self.api_faults < menu.api_faults {
+                    self.api_faults += 1;
+                    let told = faults::befall(self.server, dice);
+                    self.note("API server", told);
+                }
             }
             80..=86 => {
                 let damage = faults::damage(dice);
@@ -256,7 +289,7 @@ impl Stage<'_> {
         self.proxy.metric(name).is_some_and(|it| it > 0.0)
     }
 
-    fn everybody_fixed_answers(&self) -> Result<(), String> {
+    pub(super) fn everybody_fixed_answers(&self) -> Result<(), String> {
         for front in fixed_targets(self.record) {
             let (client, to) = seen_from(front);
             let outcome = self.world.home(client).run(|| connect(client, front, to, SILENCE * 2));
@@ -289,6 +322,7 @@ impl Stage<'_> {
         if !patient {
             self.server.drop_connections();
         }
+        self.api_faults = 0;
         let began = now();
         let expected = self.record.now();
         let settled = poll(RECOVERY, || {

@@ -2,8 +2,7 @@
 
 use std::thread;
 
-use super::schedule::{Menu, on_stage};
-use crate::support::apiserver::ApiServer;
+use super::schedule::{Menu, Setting, on_stage};
 use crate::support::dice::Dice;
 
 /// Steps of a schedule between two reckonings.
@@ -24,17 +23,14 @@ fn random_faults_over_random_changes_end_in_the_right_state() {
 }
 
 fn check(seed: u64, steps: usize) {
-    println!("CHAOS_SEED={seed} CHAOS_STEPS={steps}");
-    let start = if seed.is_multiple_of(2) { ApiServer::start } else { ApiServer::start_tls };
-    on_stage(seed, start, |stage| {
-        if seed.is_multiple_of(4) {
-            stage.server.refuse_streaming_lists();
-        }
+    let setting = Setting::of(seed);
+    println!("CHAOS_SEED={seed} CHAOS_STEPS={steps}: {setting:?}");
+    on_stage(seed, setting, |stage| {
         let mut dice = Dice::new(seed);
         stage.settle(false);
         let half = steps.div_ceil(2);
         for _ in 0..2 {
-            stage.play(&mut dice, half, Menu { restarts: true, patient: false });
+            stage.play(&mut dice, half, Menu { api_faults: 3, restarts: true, patient: false });
         }
         println!("CHAOS_SEED={seed}: {:?}", stage.tally);
         if number("CHAOS_LOG").is_some() {

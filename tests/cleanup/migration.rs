@@ -16,15 +16,15 @@ use crate::support::proxy::Proxy;
 use crate::support::world::{Actor, World, twin};
 
 /// The Service: cluster IP, port and node port.
-const CLUSTER_IP: [u8; 4] = [10, 96, 0, 10];
-const PORT: u16 = 80;
-const NODE_PORT: u16 = 30_080;
-const NODE: [u8; 4] = [192, 0, 2, 1];
+pub(crate) const CLUSTER_IP: [u8; 4] = [10, 96, 0, 10];
+pub(crate) const PORT: u16 = 80;
+pub(crate) const NODE_PORT: u16 = 30_080;
+pub(crate) const NODE: [u8; 4] = [192, 0, 2, 1];
 
 /// The only endpoint that kube-proxy knew, and the one that came after it.
-const OLD: &str = "pod-1b";
-const NEW: &str = "pod-2a";
-const TARGET: u16 = 8080;
+pub(crate) const OLD: &str = "pod-1b";
+pub(crate) const NEW: &str = "pod-2a";
+pub(crate) const TARGET: u16 = 8080;
 
 /// Enough to see that not all go to one of two endpoints, but once in 10^9 times.
 const CONNECTIONS: usize = 30;
@@ -47,53 +47,62 @@ fn from_iptables_legacy_and_back() {
 fn there_and_back(mode: Mode) {
     let world = World::new();
     let directory = tempfile::tempdir().unwrap();
-    write_manifest(directory.path());
     mode.install(&world);
-    assert_eq!(reached(&world), [OLD]);
-    let mut traffic = start(&world);
+    assert_eq!(reached(&world, &attempts()), [OLD]);
+    let mut traffic = start(&world, &attempts());
 
-    let flags = ["--hostname-override=node-1", "--cluster-cidr=10.244.0.0/16,fd00:10:244::/56"];
-    let mut arguments: Vec<String> = flags.map(str::to_owned).to_vec();
-    arguments.push(format!("--manifests={}", directory.path().display()));
-    let log = directory.path().join("log");
-    let mut proxy = Proxy::start(world.node(), arguments, log).unwrap();
+    let mut proxy = proxy(&world, directory.path());
     assert!(proxy.log().contains("--cleanup-of=kube-proxy"), "{}", proxy.log());
-    assert_eq!(reached(&world), [OLD, NEW], "our rules hold although kube-proxy's are there");
-    traffic.extend(start(&world));
+    assert_eq!(
+        reached(&world, &attempts()),
+        [OLD, NEW],
+        "our rules hold although kube-proxy's are there"
+    );
+    traffic.extend(start(&world, &attempts()));
     clean(&world, "kube-proxy");
     assert!(!mode.is_installed(&world));
-    assert_eq!(reached(&world), [OLD, NEW]);
-    traffic.extend(start(&world));
+    assert_eq!(reached(&world, &attempts()), [OLD, NEW]);
+    traffic.extend(start(&world, &attempts()));
 
     proxy.stop(Signal::TERM);
     mode.install(&world);
     let hold = if mode.makes_base_chains() { &[OLD][..] } else { &[OLD, NEW] };
     assert_eq!(
-        reached(&world),
+        reached(&world, &attempts()),
         hold,
         "kube-proxy's rules hold if it has made their base chains anew"
     );
     clean(&world, "kube-ferry");
     assert!(mode.is_installed(&world));
-    assert_eq!(reached(&world), [OLD]);
+    assert_eq!(reached(&world, &attempts()), [OLD]);
     for flow in traffic {
         flow.end().unwrap();
     }
 }
 
+/// kube-ferry with the Service in a manifest; it has synchronised once.
+pub(crate) fn proxy<'w>(world: &'w World, directory: &Path) -> Proxy<'w> {
+    write_manifest(directory);
+    let flags = ["--hostname-override=node-1", "--cluster-cidr=10.244.0.0/16,fd00:10:244::/56"];
+    let mut arguments: Vec<String> = flags.map(str::to_owned).to_vec();
+    arguments.push(format!("--manifests={}", directory.display()));
+    Proxy::start(world.node(), arguments, directory.join("log")).unwrap()
+}
+
 #[track_caller]
-fn clean(world: &World, whose: &str) {
+pub(crate) fn clean(world: &World, whose: &str) {
     let flags = [&*format!("--cleanup-of={whose}")];
     let cleaned = node::cleanup(world.node(), &flags);
     assert!(cleaned.success && cleaned.log.contains("removed"), "{}", cleaned.log);
 }
 
 /// Clients of the cluster IP and of the node port, each with an old connection and always new ones.
-fn start(world: &World) -> Vec<Traffic> {
-    attempts().into_iter().map(|attempt| Traffic::start(world, attempt).unwrap()).collect()
+pub(crate) fn start(world: &World, attempts: &[Attempt]) -> Vec<Traffic> {
+    let each = attempts.iter().cloned();
+    each.map(|attempt| Traffic::start(world, attempt).unwrap()).collect()
 }
 
-fn attempts() -> Vec<Attempt> {
+pub(crate) fn attempts() -> Vec<Attempt> {
     let mut all = Vec::new();
     for family in Family::ALL {
         for (client, address, port, protocol) in [
@@ -116,11 +125,11 @@ fn attempts() -> Vec<Attempt> {
 /// Everybody whom all new connections reach, whoever opens them. By TCP only: a UDP source port that another client has
 /// just used belongs to that one's flow.
 #[track_caller]
-fn reached(world: &World) -> Vec<String> {
+pub(crate) fn reached(world: &World, attempts: &[Attempt]) -> Vec<String> {
     let mut seen = Vec::new();
-    for attempt in attempts().into_iter().filter(|it| it.protocol == Protocol::Tcp) {
+    for attempt in attempts.iter().filter(|it| it.protocol == Protocol::Tcp) {
         let by: BTreeSet<String> =
-            answers(world, &attempt, CONNECTIONS).unwrap().into_iter().collect();
+            answers(world, attempt, CONNECTIONS).unwrap().into_iter().collect();
         let by = Vec::from_iter(by);
         assert!(seen.is_empty() || seen == by, "{attempt:?}: {by:?}, others {seen:?}");
         seen = by;

@@ -1,6 +1,7 @@
 //! What kube-proxy's IPVS mode left behind goes, and nothing else.
 
 use kube_ferry::kernel::NetlinkIpvs;
+use kube_ferry::leftovers::KnownServers;
 
 use super::witness::*;
 
@@ -42,7 +43,7 @@ fn leftovers_go_and_what_others_have_stays() {
         others.iter().for_each(|it| drop(ipvsadm(it)));
         let excluded = vec!["10.200.0.0/16".parse().unwrap()];
         let mut ipvs = NetlinkIpvs::new(excluded).unwrap();
-        let removed = ipvs.remove_leftovers(NODE_PORTS).unwrap();
+        let removed = ipvs.remove_leftovers(NODE_PORTS, &KnownServers::default()).unwrap();
         let gone = ["tcp 10.96.0.10:80", "tcp 192.0.2.1:30080", "tcp 192.0.2.1:30081"].map(key);
         assert_eq!(removed.servers, gone);
         let doubtful = [
@@ -55,7 +56,7 @@ fn leftovers_go_and_what_others_have_stays() {
         assert!(removed.interface && removed.refused.is_empty());
         check_saved(&others);
         assert!(!ip("-o link").contains("kube-ipvs0"));
-        let again = ipvs.remove_leftovers(NODE_PORTS).unwrap();
+        let again = ipvs.remove_leftovers(NODE_PORTS, &KnownServers::default()).unwrap();
         assert_eq!(again, Default::default());
         check_saved(&others);
     });
@@ -67,7 +68,7 @@ fn an_interface_of_another_kind_is_no_leftover() {
     isolated(|| {
         ip("link add kube-ipvs0 type bridge");
         let mut ipvs = NetlinkIpvs::new(Vec::new()).unwrap();
-        assert!(!ipvs.remove_leftovers(NODE_PORTS).unwrap().interface);
+        assert!(!ipvs.remove_leftovers(NODE_PORTS, &KnownServers::default()).unwrap().interface);
         assert!(ip("-o link").contains("kube-ipvs0"));
     });
 }

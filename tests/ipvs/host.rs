@@ -80,6 +80,22 @@ fn what_others_have_where_schedulers_are_tried_stays() {
     });
 }
 
+#[test]
+#[ignore = "needs a kernel with IPVS: make test-ipvs"]
+fn without_the_capability_the_message_names_it() {
+    isolated(|| {
+        let mut sets = rustix::thread::capabilities(None).unwrap();
+        sets.effective.remove(rustix::thread::CapabilitySet::NET_ADMIN);
+        rustix::thread::set_capabilities(None, sets).unwrap();
+        let mut ipvs = NetlinkIpvs::new(Vec::new()).unwrap();
+        let error = ipvs.prepare(&IpvsSettings::default()).unwrap_err();
+        assert!(
+            matches!(&error, IpvsError::Unsupported(told) if told.contains("CAP_NET_ADMIN")),
+            "{error}"
+        );
+    });
+}
+
 fn read(name: &str) -> String {
     let path = format!("/proc/sys/net/{name}");
     std::fs::read_to_string(&path)

@@ -85,6 +85,7 @@ impl Node {
         let settings = Settings {
             masquerade_mark: 0x4000,
             masquerade_all: false,
+            ipvs: None,
             families: Family::ALL.to_vec(),
             detect_local: DetectLocal::ClusterCidr(vec!["10.244.0.0/16".parse().unwrap()]),
             node_ports: NodePortSelector::Primary,
@@ -152,6 +153,7 @@ fn service(n: u16) -> Service {
         internal_policy: TrafficPolicy::Cluster,
         external_policy: TrafficPolicy::Cluster,
         health_check_node_port: None,
+        ipvs_scheduler: None,
     }
 }
 
@@ -177,6 +179,7 @@ fn slice(n: u16, hosts: std::ops::RangeInclusive<u8>) -> EndpointSlice {
         family: Family::V4,
         ports: vec![port],
         endpoints: hosts.map(endpoint).collect(),
+        ipvs_weight: None,
         trigger_time: None,
     }
 }

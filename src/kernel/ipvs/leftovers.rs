@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
-use super::{IpvsError, NetlinkIpvs, Refused};
+use super::{ALIAS, IpvsError, NetlinkIpvs, Refused};
 use crate::ipvs::schema::{ObservedServer, Op, ServerKey};
+use crate::leftovers::KnownServers;
 
 /// What [`NetlinkIpvs::remove_leftovers`] did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,15 +23,17 @@ pub struct Leftovers {
 }
 
 impl NetlinkIpvs {
-    /// Deletes the virtual servers at addresses of the interface, those of node ports that can be told for sure, and then
-    /// the interface with its addresses, whoever made it. Nothing is loaded, and without such an interface nothing is
-    /// done.
+    /// Deletes the virtual servers at addresses of the interface, those at addresses of the node that can be told for sure,
+    /// and then the interface with its addresses, whoever made it. Nothing is loaded, and without such an interface
+    /// nothing is done.
     ///
-    /// A virtual server of a node port has the address of another interface, a port in `node_ports`, and destinations
-    /// that are all those of one virtual server at the interface's addresses: pods of a Service.
+    /// A virtual server at an address of another interface is one that is `known`, or one of a node port: it has a port
+    /// in `node_ports`, and destinations that are all those of one virtual server at the interface's addresses: pods of
+    /// a Service.
     pub fn remove_leftovers(
         &mut self,
         node_ports: RangeInclusive<u16>,
+        known: &KnownServers,
     ) -> Result<Leftovers, IpvsError> {
         let Some(link) = self.interface()?.filter(|it| it.dummy) else {
             return Ok(Leftovers::default());
@@ -39,12 +42,13 @@ impl NetlinkIpvs {
         let node = self.node_addresses(link.index)?;
         let mut leftovers = Leftovers { interface: true, ..Leftovers::default() };
         if let Some(family) = self.family()? {
+            let is_known = |it: &ServerKey| node.contains(&it.address) && known.contains(it);
+            let is_service = |it: &ServerKey| own.contains(&it.address) || is_known(it);
             let is_node_port =
                 |it: &ServerKey| node.contains(&it.address) && node_ports.contains(&it.port.get());
-            let observed =
-                self.observe_servers(family, |it| own.contains(&it.address) || is_node_port(it))?;
+            let observed = self.observe_servers(family, |it| is_service(it) || is_node_port(it))?;
             let (services, others): (BTreeMap<_, _>, BTreeMap<_, _>) =
-                observed.into_iter().partition(|(key, _)| own.contains(&key.address));
+                observed.into_iter().partition(|(key, _)| is_service(key));
             leftovers.servers = services.keys().copied().collect();
             for (key, server) in others {
                 let list = match serves_one_of(&services, &key, &server) {
@@ -56,6 +60,27 @@ impl NetlinkIpvs {
             self.delete_servers(&mut leftovers)?;
         }
         self.delete_interface(&link)?;
+        Ok(leftovers)
+    }
+
+    /// Whether the interface is ours, not kube-proxy's; `None`: there is none of its name and kind.
+    pub fn interface_is_ours(&mut self) -> Result<Option<bool>, IpvsError> {
+        let link = self.interface()?.filter(|it| it.dummy);
+        Ok(link.map(|it| it.alias.as_deref() == Some(ALIAS)))
+    }
+
+    /// Deletes the known virtual servers at addresses of interfaces other than kube-ipvs0, and nothing else.
+    pub fn remove_known(&mut self, known: &KnownServers) -> Result<Leftovers, IpvsError> {
+        let mut leftovers = Leftovers::default();
+        // Interfaces are numbered from 1 on.
+        let index = self.interface()?.map_or(0, |it| it.index);
+        let node = self.node_addresses(index)?;
+        if let Some(family) = self.family()? {
+            let servers = self.servers(family)?;
+            let is_known = |it: &ServerKey| node.contains(&it.address) && known.contains(it);
+            leftovers.servers = servers.into_keys().filter(is_known).collect();
+            self.delete_servers(&mut leftovers)?;
+        }
         Ok(leftovers)
     }
 

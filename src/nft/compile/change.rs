@@ -57,7 +57,7 @@ impl Compiler {
 
     /// Stages the difference of the rows. Both lists are sorted, so it is one walk along the two.
     fn change_rows(&mut self, owner: Owner, old: &Programmed, new: &Programmed) {
-        let (old, new) = (rows(old), rows(new));
+        let (old, new) = (rows(old, self.program.ipvs), rows(new, self.program.ipvs));
         self.drop_overlapping(owner, &new);
         let gone = old.iter().filter(|row| new.binary_search(row).is_err());
         for (id, value) in gone {

@@ -12,6 +12,20 @@ use crate::nft::slots::SlotTable;
 pub(super) struct Services(Vec<Programmed>);
 
 impl Services {
+    /// Bytes on the heap, about.
+    pub(super) fn heap_bytes(&self) -> usize {
+        let ports = self.0.iter().flat_map(|it| &it.ports);
+        let bytes = |port: &Port| {
+            let pools = [&port.cluster, &port.local].into_iter();
+            let backends = pools.map(|it| size_of_val(it.slots.backends())).sum::<usize>();
+            size_of::<Port>()
+                + size_of_val(&*port.frontends)
+                + size_of_val(&*port.hairpin)
+                + backends
+        };
+        self.0.capacity() * size_of::<Programmed>() + ports.map(bytes).sum::<usize>()
+    }
+
     /// Empty if nothing of it is programmed.
     pub(super) fn get(&self, owner: Owner) -> Programmed {
         self.0.get(index(owner)).cloned().unwrap_or_default()

@@ -95,6 +95,8 @@ fn every_word_lands_in_its_metric() {
     metrics.set_size(Family::V4, "endpoints", 1024);
     check(&metrics, "kubeferry_set_elements{ip_family=\"IPv4\",set=\"endpoints\"} 70");
     check(&metrics, "kubeferry_set_size{ip_family=\"IPv4\",set=\"endpoints\"} 1024");
+    metrics.memory("nft", 4096);
+    check(&metrics, "kubeferry_memory_estimated_bytes{room=\"nft\"} 4096");
     metrics.refused_services(3);
     check(&metrics, "kubeferry_refused_services 3");
     metrics.config_reloaded(false);

@@ -15,6 +15,9 @@ const RESOURCES: [Resource; 4] =
 
 /// Copies all figures. Not to be run by two threads at once: a counter is reset and counted up again.
 pub(super) fn copy(stats: &Stats, families: &Families) {
+    let memory =
+        RESOURCES.iter().map(|it| stats.of(*it).memory.load(Ordering::Relaxed)).sum::<u64>();
+    families.memory.with_label_values(&["watch"]).set(i64::try_from(memory).unwrap_or(i64::MAX));
     for resource in RESOURCES {
         let of = stats.of(resource);
         let unchanged = of.unchanged.load(Ordering::Relaxed);

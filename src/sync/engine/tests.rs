@@ -34,8 +34,13 @@ proptest! {
     fn any_history_with_any_failures_ends_as_from_scratch(events in vec(event(), 0..40)) {
         let mut host = Host::started();
         let mut world = sample::World::default();
+        let mut last = settings(0);
         for event in events {
             match event {
+                Event::Settings(choice) => {
+                    last = settings(choice);
+                    host.engine.set_settings(last.clone());
+                }
                 Event::Step(step) => {
                     world.step(step).into_iter().for_each(|change| host.engine.apply(change));
                 }
@@ -52,7 +57,7 @@ proptest! {
         host.settle();
         prop_assert_eq!(host.engine.refused_count(), 0);
         prop_assert!(host.engine.triggers.is_empty(), "{:?}", host.engine.triggers);
-        let mut fresh = Host::started();
+        let mut fresh = Host::started_with(last.clone());
         world.relist().into_iter().for_each(|change| fresh.engine.apply(change));
         fresh.settle();
         for family in Family::ALL {
@@ -62,7 +67,7 @@ proptest! {
         prop_assert_eq!(host.engine.lacking_local(), fresh.engine.lacking_local());
         prop_assert_eq!(host.engine.conflict_count(), fresh.engine.conflict_count());
         // A restart finds nothing to write.
-        let mut restarted = Host { kernel: host.kernel.clone(), ..Host::started() };
+        let mut restarted = Host { kernel: host.kernel.clone(), ..Host::started_with(last) };
         (restarted.kernel.committed, restarted.kernel.last) = (0, None);
         world.relist().into_iter().for_each(|change| restarted.engine.apply(change));
         restarted.settle();
@@ -82,6 +87,8 @@ enum Event {
     Refuse(u32),
     /// Whether the kernel tells which operation it refuses.
     Anonymous(bool),
+    /// The configuration file has changed.
+    Settings(u8),
     Retry,
 }
 
@@ -105,6 +112,7 @@ fn event() -> impl Strategy<Value = Event> {
         2 => (1..4_usize, failure).prop_map(|(nth, failure)| Event::Fail(nth, failure)),
         1 => (0..4_u32).prop_map(Event::Refuse),
         1 => any::<bool>().prop_map(Event::Anonymous),
+        1 => (0..5_u8).prop_map(Event::Settings),
         1 => Just(Event::Retry),
     ]
 }
@@ -385,16 +393,33 @@ struct Host {
     anonymous: bool,
 }
 
+/// Settings that can follow each other in one process.
+fn settings(choice: u8) -> Settings {
+    let usual = Settings {
+        masquerade_mark: 0x4000,
+        masquerade_all: false,
+        ipvs: None,
+        families: Family::ALL.to_vec(),
+        detect_local: DetectLocal::ClusterCidr(Vec::new()),
+        node_ports: NodePortSelector::Primary,
+        node_ip: None,
+    };
+    let range = |text: &str| vec![text.parse().unwrap()];
+    match choice {
+        0 => usual,
+        1 => Settings { masquerade_all: true, ..usual },
+        2 => Settings { node_ports: NodePortSelector::Within(range("192.168.9.0/24")), ..usual },
+        3 => Settings { node_ports: NodePortSelector::All, masquerade_mark: 0x8000, ..usual },
+        _ => Settings { detect_local: DetectLocal::ClusterCidr(range("10.0.0.0/8")), ..usual },
+    }
+}
+
 impl Host {
     fn new() -> Host {
-        let settings = Settings {
-            masquerade_mark: 0x4000,
-            masquerade_all: false,
-            families: Family::ALL.to_vec(),
-            detect_local: DetectLocal::ClusterCidr(Vec::new()),
-            node_ports: NodePortSelector::Primary,
-            node_ip: None,
-        };
+        Host::with(settings(0))
+    }
+
+    fn with(settings: Settings) -> Host {
         let mut engine = Engine::new(settings, Cluster::new(&RESOURCES));
         let addresses = ["127.0.0.1", "192.168.0.2", "192.168.9.9", "2001:db8::5"].map(ip);
         engine.apply(Change::HostAddresses(addresses.into()));
@@ -403,7 +428,11 @@ impl Host {
 
     /// With empty lists of everything.
     fn started() -> Host {
-        let mut host = Host::new();
+        Host::started_with(settings(0))
+    }
+
+    fn started_with(settings: Settings) -> Host {
+        let mut host = Host::with(settings);
         for resource in RESOURCES {
             host.engine.apply(Change::Listing(resource));
             host.engine.apply(Change::Listed(resource));

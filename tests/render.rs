@@ -19,7 +19,7 @@ use kube_ferry::nft::schema::{Owner, SetName};
 use kube_ferry::nft::skeleton::{FamilyProgram, LocalDetector, NodePortAddresses, Program};
 use kube_ferry::nft::tables::Tables;
 
-use crate::support::nft_versions::loader;
+use crate::support::nft_versions::LOADING;
 
 #[test]
 fn a_ruleset_with_rows_in_every_set_lists_back_to_the_same_rows() {
@@ -209,14 +209,14 @@ fn program() -> Program {
 #[expect(clippy::disallowed_methods, reason = "this is about the nft program")]
 fn load(texts: &[&str]) -> String {
     let mut files = Vec::new();
-    let mut script = String::from("set -e\n");
+    let mut script = format!("set -e\nnft={}\n", LOADING[0]);
     for text in texts {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(text.as_bytes()).unwrap();
-        script += &format!("{} -f {}\n", loader("nft"), file.path().display());
+        script += &format!("$nft -f {}\n", file.path().display());
         files.push(file);
     }
-    script += "nft list ruleset\n";
+    script += "$nft list ruleset\n";
     let output = std::process::Command::new("unshare")
         .args(["--net", "sh", "-c", &script])
         .stdin(Stdio::null())

@@ -401,7 +401,7 @@ fn sets_that_do_not_grow_are_made_anew() {
     assert_eq!(host.engine.refused_count(), 0);
     assert_eq!(host.kernel.tables.rows(Family::V4, SetName::ClusterIps).count(), 3_000);
     let anew = host.kernel.last.as_ref().unwrap();
-    assert!(anew.0.contains(&crate::nft::Op::DeleteTable(Family::V4)), "in one transaction");
+    assert!(anew.0.contains(&Op::DeleteTable(Family::V4)), "in one transaction");
     assert!(host.kernel.committed <= tables + 2, "{} batches", host.kernel.committed - tables);
     // With room for as many again.
     host.engine.apply(Change::ServiceApplied(service("ns/more", "10.98.0.1")));

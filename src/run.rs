@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 use tracing::{debug, error, info, warn};
 
 use crate::config::{self, Action, Args, Config, VersionFormat};
-use crate::kernel::Conntrack;
+use crate::kernel::{Conntrack, Ipvs as _, NetlinkIpvs};
 use crate::serve::http::{LISTEN_RETRY, Pages, Server, health_router, metrics_router};
 use crate::serve::{Metrics, SharedHealth};
 use crate::sync::facts::Live;
@@ -135,6 +135,11 @@ fn write_config(config: &Config, path: &Path) -> anyhow::Result<()> {
 fn init_only(config: &Config) -> anyhow::Result<()> {
     let refused = set_kernel(config);
     anyhow::ensure!(refused == 0, "{refused} kernel settings could not be made; see above");
+    if let Some(settings) = &config.ipvs {
+        let prepared = NetlinkIpvs::new(settings.exclude_cidrs.clone())
+            .and_then(|mut ipvs| ipvs.prepare(settings));
+        prepared.context("cannot make the host ready for IPVS")?;
+    }
     info!("the kernel settings are as wanted");
     Ok(())
 }

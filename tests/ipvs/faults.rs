@@ -1,7 +1,7 @@
 //! What is lost on the way is a failure, never a success, and the next attempt puts it right.
 
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use kube_ferry::ipvs::schema::Op;
 use kube_ferry::kernel::channel::Link;
@@ -38,17 +38,17 @@ struct Faulty(Arc<Mutex<Option<Fault>>>);
 
 impl Faulty {
     fn arm(&self, fault: Fault) {
-        *self.0.lock().unwrap() = Some(fault);
+        *self.fault() = Some(fault);
     }
 
-    fn is_armed(&self) -> bool {
-        self.0.lock().unwrap().is_some()
+    fn fault(&self) -> MutexGuard<'_, Option<Fault>> {
+        self.0.lock().unwrap()
     }
 }
 
 impl Link for Faulty {
     fn send(&mut self, socket: &Socket, bytes: &[u8]) -> io::Result<usize> {
-        let mut armed = self.0.lock().unwrap();
+        let mut armed = self.fault();
         if let Some(Fault::NotSent(errno)) = *armed {
             *armed = None;
             return Err(io::Error::from_raw_os_error(errno));
@@ -59,7 +59,7 @@ impl Link for Faulty {
     fn receive(&mut self, socket: &Socket, buffer: &mut Vec<u8>) -> io::Result<usize> {
         let length = socket.recv(buffer, MSG_DONTWAIT | MSG_TRUNC)?;
         // Something has come, so it is no look for leftovers.
-        match self.0.lock().unwrap().take() {
+        match self.fault().take() {
             Some(Fault::Overflow) => Err(io::Error::from_raw_os_error(ENOBUFS)),
             Some(Fault::Swallowed) => Err(io::ErrorKind::WouldBlock.into()),
             Some(Fault::Cut) => {
@@ -104,8 +104,8 @@ fn a_look_of_which_answers_are_lost_has_failed() {
         faulty.arm(fault);
         // Connections are asked of IPVS alone.
         let failure = ipvs.connections(&[key(SERVER)]);
-        assert!(failure.is_err() != faulty.is_armed(), "{fault:?}: {failure:?}");
-        faulty.0.lock().unwrap().take();
+        assert!(failure.is_err() != faulty.fault().is_some(), "{fault:?}: {failure:?}");
+        *faulty.fault() = None;
         assert_eq!(ipvs.connections(&[key(SERVER)]).unwrap().len(), 1);
     });
 }

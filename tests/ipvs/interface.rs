@@ -15,7 +15,7 @@ fn the_interface_is_a_dummy_that_is_down_and_has_our_alias() {
         }
         ipvs.prepare(&IpvsSettings::default()).unwrap();
         assert_eq!(ip("-d link show dev kube-ipvs0"), shown, "nothing is made twice");
-        assert_eq!(ipvs.observe().unwrap().interface, ours(&[]));
+        assert_eq!(ipvs.observe().unwrap().interface, Some(ours(&[])));
         ipvs.remove_interface().unwrap();
         assert!(!ip("-o link").contains("kube-ipvs0"));
     });
@@ -30,7 +30,7 @@ fn kube_proxys_interface_is_taken_over_with_its_addresses() {
         let mut ipvs = NetlinkIpvs::new(Vec::new()).unwrap();
         ipvs.prepare(&IpvsSettings::default()).unwrap();
         assert!(ip("link show dev kube-ipvs0").contains("alias kube-ferry"));
-        assert_eq!(ipvs.observe().unwrap().interface, ours(&["10.96.0.10"]));
+        assert_eq!(ipvs.observe().unwrap().interface, Some(ours(&["10.96.0.10"])));
     });
 }
 
@@ -91,7 +91,7 @@ fn the_interface_goes_only_when_it_is_empty() {
         commit(ipvs, &[Op::UnbindAddress(address("10.96.0.10"))]);
         // Somebody sets it up: the kernel gives it an address of its own.
         ip("link set kube-ipvs0 up");
-        assert_eq!(ipvs.observe().unwrap().interface, ours(&[]));
+        assert_eq!(ipvs.observe().unwrap().interface, Some(ours(&[])));
         ipvs.remove_interface().unwrap();
         assert!(!ip("-o link").contains("kube-ipvs0"));
         ipvs.remove_interface().unwrap();

@@ -7,6 +7,7 @@ use kube_ferry::ipvs::schema::{Connections, Op, VirtualServer};
 use kube_ferry::kernel::{Ipvs as _, NetlinkIpvs};
 
 use super::witness::*;
+use crate::support::patience::{LONG, poll};
 
 const SERVER: &str = "tcp 10.96.0.10:80";
 
@@ -178,7 +179,9 @@ fn changes_keep_connections_and_connections_are_counted() {
             assert_eq!(seen(ipvs), [(server, end, Connections::default())]);
             // The interface is down, and its address is one to connect to all the same.
             let target = (server.address, server.port.get());
-            let mut client = TcpStream::connect(target).unwrap();
+            // A worker of the kernel makes the route of a new IPv6 address, a moment later.
+            let connect = || TcpStream::connect(target).map_err(|error| error.to_string());
+            let mut client = poll(LONG, connect).unwrap();
             let (accepted, _) = listener.accept().unwrap();
             let one = Connections { active: 1, ..Connections::default() };
             assert_eq!(seen(ipvs), [(server, end, one)]);

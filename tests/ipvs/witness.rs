@@ -129,6 +129,6 @@ pub(super) fn addresses(all: &[&str]) -> BTreeSet<IpAddr> {
     all.iter().map(|it| address(it)).collect()
 }
 
-pub(super) fn ours(all: &[&str]) -> Option<ObservedInterface> {
-    Some(ObservedInterface { ours: true, addresses: addresses(all) })
+pub(super) fn ours(all: &[&str]) -> ObservedInterface {
+    ObservedInterface { ours: true, addresses: addresses(all) }
 }

@@ -98,6 +98,7 @@ fn everything() -> (Tables, Vec<String>) {
     for family in Family::ALL {
         let address = address(family, 200);
         compiler.stage_node_port_ips(family, &BTreeSet::from([address]));
+        compiler.stage_ipvs_draining(family, &BTreeSet::from([address]));
         let cidrs = match family {
             Family::V4 => ["10.96.0.0/16", "172.30.1.1/32"],
             Family::V6 => ["fd00:96::/112", "fd00:97::1/128"],
@@ -198,7 +199,7 @@ fn program() -> Program {
     Program {
         masquerade_mark: 0x4000,
         masquerade_all: false,
-        ipvs: false,
+        ipvs: true,
         families: Family::ALL.to_vec(),
         v4: family("10.0.0.0/8"),
         v6: family("fd00:10::/64"),

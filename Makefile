@@ -6,7 +6,7 @@ SHELL := /bin/bash
 export PATH := $(PATH):/usr/sbin:/sbin:$(HOME)/.cargo/bin
 
 # program:package. prometheus scrapes the proxy in a test, and brings promtool, which checks the alert rules.
-NEEDED := cc:gcc ip:iproute2 iptables-nft-restore:iptables nft:nftables conntrack:conntrack prometheus:prometheus $(NEEDED_BY_DEPLOY)
+NEEDED := cc:gcc ip:iproute2 iptables-nft-restore:iptables ipset:ipset nft:nftables conntrack:conntrack prometheus:prometheus $(NEEDED_BY_DEPLOY)
 NEEDED_BY_DEMO := cc:gcc ip:iproute2 nft:nftables socat:socat
 NEEDED_BY_BENCH := cc:gcc ip:iproute2 nft:nftables unshare:util-linux
 
@@ -18,7 +18,7 @@ install = @missing=(); \
 		apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "$${missing[@]}" >/dev/null; \
 	fi
 
-.PHONY: test demo bench docs
+.PHONY: soak test demo bench docs
 
 test:
 	$(call install,$(NEEDED))
@@ -41,8 +41,12 @@ bench:
 	cargo build --locked --release --bin kube-ferry
 	cp "$(TARGET)/release/kube-ferry" "$(TARGET)/kube-ferry-measured"
 	cargo bench --locked --profile release --bench sync
-	cargo bench --locked --profile release --bench kernel
 	KUBE_FERRY="$(TARGET)/kube-ferry-measured" cargo bench --locked --profile release --bench node
+
+# Churn with faults for SOAK_SECONDS (600). CHAOS_SEED repeats a run.
+soak:
+	$(call install,$(NEEDED))
+	cargo test --locked --test main -- --ignored --exact --nocapture chaos::soak::nothing_grows_and_nothing_breaks
 
 include deploy/deploy.mk
 include tests/vm/vm.mk

@@ -100,10 +100,11 @@ fn take(changes: Vec<Change>) -> Cluster {
 fn compile(forwarder: &Forwarder, cluster: &Cluster) -> Batch {
     let mut compiler = Compiler::new(shape::settings().program(cluster.node()));
     let mut expected = RowCounts::default();
-    forwarder.forwardings().for_each(|(_, it)| expected.expect(it));
+    let forwardings = || forwarder.services().map(|id| (id, forwarder.forwarding(cluster, id)));
+    forwardings().for_each(|(_, it)| expected.expect(&it, false));
     compiler.stage_skeleton(&expected);
-    for (ServiceId(id), forwarding) in forwarder.forwardings() {
-        compiler.stage(Owner(id), forwarding);
+    for (ServiceId(id), forwarding) in forwardings() {
+        compiler.stage(Owner(id), &forwarding);
     }
     compiler.batch()
 }

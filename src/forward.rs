@@ -18,7 +18,7 @@ use ipnet::IpNet;
 
 pub use forwarder::{Forwarder, Update};
 
-use crate::model::{Family, ObjectName, Protocol, TrafficPolicy};
+use crate::model::{Family, ObjectName, Protocol, Scheduler, TrafficPolicy};
 
 /// What the user decides about forwarding.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,15 +29,17 @@ pub struct Settings {
 
 /// Everything that is forwarded for one Service, in a stable order: ports in the Service's order, V4 before V6.
 /// Empty when the Service is gone.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct ServiceForwarding {
     pub ports: Vec<PortForwarding>,
     /// Only for type LoadBalancer with externalTrafficPolicy Local.
     pub health_check: Option<HealthCheck>,
+    /// The Service's own choice for IPVS mode.
+    pub ipvs_scheduler: Option<Scheduler>,
 }
 
 /// What a health check node port answers (reference 3.6 and 10.2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct HealthCheck {
     pub node_port: NonZeroU16,
     /// Distinct addresses of ready endpoints on this node; `None`: the Service does not exist in this family.
@@ -55,7 +57,7 @@ impl HealthCheck {
 }
 
 /// One Service port in one family.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PortForwarding {
     pub family: Family,
     /// Name of the Service port, possibly empty.
@@ -71,6 +73,8 @@ pub struct PortForwarding {
     pub hairpin: Vec<IpAddr>,
     /// UDP only: every endpoint that serves, chosen or not; flows to others are stale (reference 7.1). Sorted.
     pub serving: Vec<Backend>,
+    /// Backends of `cluster` and `local` with a weight other than 1, for IPVS mode. Sorted.
+    pub weights: Vec<(Backend, NonZeroU16)>,
     /// ClientIP affinity: timeout in seconds.
     pub affinity: Option<u32>,
 }
@@ -96,7 +100,7 @@ pub struct LacksLocal {
 }
 
 /// Where clients connect to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Frontend {
     pub at: FrontendAddress,
     pub kind: FrontendKind,

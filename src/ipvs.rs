@@ -13,4 +13,9 @@
 //!
 //! So no external address is ever bound to an interface, and what nftables mode guarantees holds here, too.
 
+pub(crate) mod codec;
+pub mod compile;
+pub mod drain;
+pub mod render;
 pub mod schema;
+pub mod split;

@@ -5,6 +5,8 @@
 pub mod address;
 pub mod channel;
 pub mod conntrack;
+mod ipset;
+pub mod ipvs;
 pub mod legacy;
 pub mod lock;
 pub mod memory;
@@ -19,6 +21,8 @@ use crate::nft::skeleton::Program;
 
 pub use address::Addresses;
 pub use conntrack::{Conntrack, Swept};
+pub use ipset::{Destroyed, Ipsets};
+pub use ipvs::NetlinkIpvs;
 pub use legacy::LegacyTables;
 pub use netlink::NetlinkKernel;
 pub use others::OtherTables;

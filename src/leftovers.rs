@@ -7,13 +7,13 @@ mod chains;
 mod ipset;
 
 pub use chains::{Chains, Kept, Removal, Rule, remove};
-pub use ipset::ipsets;
+pub use ipset::{KnownServers, Member, ipsets};
 
 /// kube-proxy's table of nftables mode, in the families ip and ip6.
 pub const NFTABLES_TABLE: &str = "kube-proxy";
 
-/// The dummy interface that has the addresses of Services in IPVS mode.
-pub const DUMMY_INTERFACE: &str = "kube-ipvs0";
+/// The chain of the table nat that modes iptables and ipvs both begin with.
+pub const SERVICES_CHAIN: &str = "KUBE-SERVICES";
 
 /// The tables of iptables in which kube-proxy has chains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

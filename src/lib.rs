@@ -17,7 +17,7 @@
 //! ```
 //!
 //! What is absent, room by room:
-//! * `objects`, `model`, `forward` and `nft` take values and return values: no clock, no sockets, no async, no
+//! * `objects`, `model`, `forward`, `nft` and `leftovers` take values and return values: no clock, no sockets, no async, no
 //!   environment, no logging, no metrics. They cannot fail; what cannot be used becomes a [`model::Skipped`].
 //! * Kubernetes' own types stop at `objects`. `forward` never sees an nftables type, `nft` never sees a Service.
 //! * Netlink bytes stop at `nft::codec`; only `kernel` owns sockets, only `watch` talks to the API server.

@@ -9,17 +9,20 @@ pub mod endpoint;
 pub mod name;
 pub mod node;
 pub mod range;
+pub mod scheduler;
 pub mod service;
 pub mod touched;
 
 mod ledger;
+mod places;
 #[cfg(test)]
 pub(crate) mod sample;
 
 pub use change::{Change, Resource, Skipped};
 pub use cluster::{Cluster, ServiceId};
-pub use endpoint::{Endpoint, EndpointSlice, NodeHint, SlicePort};
-pub use name::{Family, ObjectName, Protocol};
+pub use endpoint::{Endpoint, EndpointSlice, NodeHint, SliceContent, SlicePort};
+pub use name::{Family, ObjectName, Protocol, Uid};
 pub use node::{Node, ServiceCidr};
+pub use scheduler::Scheduler;
 pub use service::{Service, ServiceFamily, ServicePort, SourceRanges, TrafficPolicy};
 pub use touched::Touched;

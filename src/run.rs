@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 use tracing::{debug, error, info, warn};
 
 use crate::config::{self, Action, Args, Config, VersionFormat};
-use crate::kernel::Conntrack;
+use crate::kernel::{Conntrack, Ipvs as _, NetlinkIpvs};
 use crate::serve::http::{LISTEN_RETRY, Pages, Server, health_router, metrics_router};
 use crate::serve::{Metrics, SharedHealth};
 use crate::sync::facts::Live;
@@ -48,10 +48,22 @@ pub fn command_line(line: impl IntoIterator<Item = OsString>) -> ExitCode {
     match act(&args) {
         Ok(code) => code,
         Err(error) => {
-            tell(&format!("Error: {error:#}"));
+            tell(&format!("Error: {}", in_words(&error)));
             ExitCode::FAILURE
         }
     }
+}
+
+/// An error with its causes. Many messages name their cause themselves, before the advice: it is said once.
+fn in_words(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !text.contains(&cause) {
+            let colon = if text.is_empty() { "" } else { ": " };
+            text = format!("{text}{colon}{cause}");
+        }
+    }
+    text
 }
 
 /// Prints help to stdout, errors to stderr.
@@ -93,7 +105,7 @@ fn act(args: &Args) -> anyhow::Result<ExitCode> {
         logging::notices(&config.notices);
     }
     Ok(run(config).unwrap_or_else(|error| {
-        error!("{error:#}");
+        error!("{}", in_words(&error));
         ExitCode::FAILURE
     }))
 }
@@ -123,12 +135,18 @@ fn write_config(config: &Config, path: &Path) -> anyhow::Result<()> {
 fn init_only(config: &Config) -> anyhow::Result<()> {
     let refused = set_kernel(config);
     anyhow::ensure!(refused == 0, "{refused} kernel settings could not be made; see above");
+    if let Some(settings) = &config.ipvs {
+        let prepared = NetlinkIpvs::new(settings.exclude_cidrs.clone())
+            .and_then(|mut ipvs| ipvs.prepare(settings));
+        prepared.context("cannot make the host ready for IPVS")?;
+    }
     info!("the kernel settings are as wanted");
     Ok(())
 }
 
-/// Kernel settings; returns how many were refused, but for the hash table's size, which is about speed alone. A kernel that refuses them forwards all the same: that is told, and
-/// for a proxy no reason to die.
+/// Kernel settings; returns how many were refused, but for the hash table's size, which is about speed alone.
+///
+/// A kernel that refuses them forwards all the same: that is told, and for a proxy no reason to die.
 fn set_kernel(config: &Config) -> usize {
     let root = Path::new("/");
     let plan = sysctl::plan(&config.conntrack, sysctl::cpus(root));
@@ -183,7 +201,7 @@ pub fn proxy(
     let (shell, thread, outbox) = Shell::new(config)?;
     let servers = shell.start_tasks();
     if let Err(error) = sync(&shell, outbox) {
-        shell.stop.ask(Ending::Failed(format!("{error:#}")));
+        shell.stop.ask(Ending::Failed(in_words(&error)));
     }
     let ending = shell.runtime.block_on(shell.stop.wait());
     drain(&shell, servers, &ending);
@@ -329,5 +347,21 @@ impl Shell {
                 stop.ask(Ending::Failed(error.to_string()));
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_that_is_named_already_is_not_repeated() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("cannot read it: {0} (is it there?)")]
+        struct Named(#[source] std::io::Error);
+        let cause = || std::io::Error::other("gone");
+        assert_eq!(in_words(&Named(cause()).into()), "cannot read it: gone (is it there?)");
+        let plain = anyhow::Error::from(cause()).context("cannot start");
+        assert_eq!(in_words(&plain), "cannot start: gone");
     }
 }

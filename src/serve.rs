@@ -83,9 +83,11 @@ impl SharedHealth {
         }
     }
 
-    /// What the start still lacks; empty once everything has been programmed.
+    /// What `/readyz` names as missing; empty while it is 200.
     pub fn missing(&self) -> Vec<String> {
-        self.lock().1.missing()
+        let now = self.now();
+        let (health, start) = &*self.lock();
+        readiness::missing(start, &health.report(now))
     }
 
     /// The answer of `/readyz`.

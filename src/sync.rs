@@ -13,12 +13,14 @@ use crate::model::Change;
 use crate::serve::metrics::BatchResult;
 use crate::watch::{ChangeReceiver, Received};
 
+mod balancing;
 pub mod engine;
 pub mod facts;
 pub mod pace;
 mod report;
 pub mod results;
 
+pub use balancing::Balancing;
 use engine::{Engine, Refusal};
 use facts::Live;
 use pace::Pace;
@@ -54,6 +56,7 @@ pub struct Sync<K> {
     turn: Option<Box<dyn FnMut() -> bool>>,
     /// Settings that may change meanwhile.
     live: Option<watch::Receiver<Live>>,
+    ipvs: Option<Balancing>,
 }
 
 /// How a pass ended.
@@ -89,7 +92,17 @@ impl<K: Kernel> Sync<K> {
             node_deadline: None,
             turn: None,
             live: None,
+            ipvs: None,
         }
+    }
+
+    /// With virtual servers: those of IPVS mode, or what is left of it in nftables mode.
+    pub fn balance(mut self, ipvs: Balancing) -> Self {
+        if ipvs.settings.is_none() {
+            self.engine.drain_servers(ipvs.drain);
+        }
+        self.ipvs = Some(ipvs);
+        self
     }
 
     /// Neither reads nor writes the kernel's tables until `turn` has said so once.
@@ -132,6 +145,7 @@ impl<K: Kernel> Sync<K> {
             }
             self.retry_refused();
             self.look_for_drift();
+            self.look_at_servers();
             if self.may_work() {
                 self.reporter.queued(&self.engine);
                 if self.pace.wait(now()).is_zero() {
@@ -171,7 +185,8 @@ impl<K: Kernel> Sync<K> {
         let retry =
             self.refused_since.map(|since| self.retry_refused.saturating_sub(since.elapsed()));
         let look = self.look_at.map(|at| at.saturating_duration_since(now()));
-        pass.into_iter().chain(retry).chain(look).min()
+        let servers = self.next_look_at_servers().map(|at| at.saturating_duration_since(now()));
+        pass.into_iter().chain(retry).chain(look).chain(servers).min()
     }
 
     fn may_work(&mut self) -> bool {
@@ -273,6 +288,13 @@ impl<K: Kernel> Sync<K> {
                 Err(failure) => return self.give_up(&failure),
             }
         }
+        if let Err(pass) = self.observe_servers() {
+            return pass;
+        }
+        let servers = self.engine.plan_servers();
+        if let Err(pass) = self.change_servers(&servers) {
+            return pass;
+        }
         let batch = self.engine.plan();
         self.report_oddities();
         if !batch.is_empty() {
@@ -295,8 +317,14 @@ impl<K: Kernel> Sync<K> {
                 }
             }
         }
+        let servers = self.engine.plan_servers_after();
+        let changed = self.change_servers(&servers);
         let outcome = self.engine.committed();
         self.reporter.committed(outcome, &self.engine);
+        self.end_servers();
+        if let Err(pass) = changed {
+            return pass;
+        }
         if self.engine.has_work() { Pass::Again } else { Pass::Done }
     }
 
@@ -362,6 +390,9 @@ impl<K: Kernel> Sync<K> {
         }
         for limit in self.engine.take_limits() {
             self.reporter.limit(self.engine.cluster(), &limit);
+        }
+        for limit in self.engine.take_server_limits() {
+            self.reporter.server_limit(self.engine.cluster(), &limit);
         }
     }
 }

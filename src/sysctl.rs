@@ -186,6 +186,8 @@ impl fmt::Display for Refused {
         let kind = self.source.kind();
         f.write_str(if self.path.ends_with("oom_score_adj") {
             " (below the value it was started with it takes CAP_SYS_RESOURCE; set oomScoreAdj to -997 or more in a Pod)"
+        } else if kind == io::ErrorKind::NotFound && path.to_string().contains("/vs/") {
+            " (is the module ip_vs loaded? is /proc/sys visible?)"
         } else if kind == io::ErrorKind::NotFound {
             " (is the module nf_conntrack loaded? is /proc/sys visible?)"
         } else if kind == io::ErrorKind::ReadOnlyFilesystem

@@ -20,6 +20,7 @@ mod decode;
 mod directory;
 mod events;
 mod manifests;
+mod proxy;
 mod reflect;
 mod resource;
 mod stats;
@@ -28,6 +29,9 @@ mod versions;
 mod wire;
 
 use std::sync::Arc;
+
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 
 use crate::model::Resource;
 use crate::objects::Context;
@@ -54,16 +58,15 @@ pub struct Watching {
 
 /// Watches the four resources at the API server until the receiver of the Changes is gone.
 ///
-/// One task, four state machines; must run on a runtime with time and I/O enabled.
+/// One task, four state machines, of which only those run that something has come for; must run on a runtime with time
+/// and I/O enabled.
 pub async fn watch_api_server(client: Arc<ApiClient>, pace: WatchPace, watching: Watching) {
     let reflector = |resource| {
         let spec = resource::Spec::of(resource, &watching.context.node_name);
         reflect::Reflector::new(spec, client.clone(), pace, &watching).run()
     };
-    tokio::join!(
-        reflector(Resource::Service),
-        reflector(Resource::EndpointSlice),
-        reflector(Resource::Node),
-        reflector(Resource::ServiceCidr),
-    );
+    let resources =
+        [Resource::Service, Resource::EndpointSlice, Resource::Node, Resource::ServiceCidr];
+    let mut watches: FuturesUnordered<_> = resources.into_iter().map(reflector).collect();
+    while watches.next().await.is_some() {}
 }

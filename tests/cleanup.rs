@@ -3,7 +3,9 @@
 //! `data/` has what kube-proxy of each mode writes, and what others have beside it: kubelet, Docker, CNI plugins,
 //! kube-router, and chains with confusing names.
 
+mod ipset;
 mod iptables;
-mod leftovers;
+pub(crate) mod leftovers;
+pub(crate) mod migration;
 mod nftables;
 mod node;

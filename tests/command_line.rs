@@ -32,7 +32,7 @@ fn errors_exit_with_1_and_say_what_is_wrong() {
             vec!["--config=/does/not/exist"],
             "cannot read the configuration file /does/not/exist: No such file",
         ),
-        (vec!["--proxy-mode=ipvs"], "IPVS is not implemented yet; use --proxy-mode=nftables"),
+        (vec!["--proxy-mode=ipvs", "--ipvs-scheduler=A"], "ipvs.scheduler: Invalid value: \"A\""),
         (vec!["--oom-score-adj=5000"], "oomScoreAdj: Invalid value: 5000"),
         (
             vec!["--write-config-to=/does/not/exist"],

@@ -11,6 +11,7 @@ mod configuration;
 mod kustomize;
 mod manifests;
 pub(crate) mod metric_names;
+mod metrics_page;
 mod privileges;
 mod tool;
 

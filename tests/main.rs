@@ -1,6 +1,8 @@
 //! The one integration test binary. The modules carry `cfg(test)` so that clippy knows them as tests.
 
 #[cfg(test)]
+mod chaos;
+#[cfg(test)]
 mod cleanup;
 #[cfg(test)]
 mod codec;
@@ -10,6 +12,8 @@ mod command_line;
 mod deploy;
 #[cfg(test)]
 mod drift;
+#[cfg(test)]
+mod ipvs;
 #[cfg(test)]
 mod operate;
 #[cfg(test)]

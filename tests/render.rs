@@ -19,6 +19,8 @@ use kube_ferry::nft::schema::{Owner, SetName};
 use kube_ferry::nft::skeleton::{FamilyProgram, LocalDetector, NodePortAddresses, Program};
 use kube_ferry::nft::tables::Tables;
 
+use crate::support::nft_versions::loader;
+
 #[test]
 fn a_ruleset_with_rows_in_every_set_lists_back_to_the_same_rows() {
     let (tables, _) = everything();
@@ -137,7 +139,11 @@ fn service(
         let affinity = affinity.filter(|_| family == Family::V4);
         port(family, number, policy, affinity, without, endpoints)
     };
-    ServiceForwarding { ports: Family::ALL.map(port).to_vec(), health_check: None }
+    ServiceForwarding {
+        ports: Family::ALL.map(port).to_vec(),
+        health_check: None,
+        ipvs_scheduler: None,
+    }
 }
 
 fn port(
@@ -172,6 +178,7 @@ fn port(
         local: vec![backend(210)],
         hairpin: vec![address(family, 210)],
         serving: Vec::new(),
+        weights: Vec::new(),
         affinity,
     }
 }
@@ -191,6 +198,7 @@ fn program() -> Program {
     Program {
         masquerade_mark: 0x4000,
         masquerade_all: false,
+        ipvs: false,
         families: Family::ALL.to_vec(),
         v4: family("10.0.0.0/8"),
         v6: family("fd00:10::/64"),
@@ -205,7 +213,7 @@ fn load(texts: &[&str]) -> String {
     for text in texts {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(text.as_bytes()).unwrap();
-        script += &format!("nft -f {}\n", file.path().display());
+        script += &format!("{} -f {}\n", loader("nft"), file.path().display());
         files.push(file);
     }
     script += "nft list ruleset\n";

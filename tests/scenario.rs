@@ -1,13 +1,13 @@
 //! Scenario files and their runner. A file tells one story to people who know Kubernetes; `README` of the format:
 //! [`story`].
 
-mod datapath;
+pub(crate) mod datapath;
 mod memory;
 mod objects;
 mod packets;
-mod run;
+pub(crate) mod run;
 mod story;
-mod traffic;
+pub(crate) mod traffic;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

@@ -137,6 +137,24 @@ fn the_log_level_is_taken_with_profiling_only_and_pprof_never_is() {
 }
 
 #[test]
+fn who_asks_for_a_structured_page_is_told_that_there_is_none() {
+    let world = World::new();
+    let address = world.serve_metrics(&[]);
+    for path in ["/statusz", "/flagz"] {
+        let asked = |accept: &str| {
+            let mut stream = TcpStream::connect(address).unwrap();
+            write!(stream, "GET {path} HTTP/1.0\r\nAccept: {accept}\r\n\r\n").unwrap();
+            let mut text = String::new();
+            stream.read_to_string(&mut text).unwrap();
+            text.split(' ').nth(1).unwrap().to_owned()
+        };
+        assert_eq!(asked("application/json;v=v1alpha1;g=config.k8s.io;as=Statusz"), "406");
+        assert_eq!(asked("application/json, */*;q=0.1"), "200");
+        assert_eq!(asked("text/plain"), "200");
+    }
+}
+
+#[test]
 fn gates_switch_pages_off() {
     let world = World::new();
     let gates = "--feature-gates=ComponentFlagz=false,ComponentStatusz=false";
@@ -164,6 +182,16 @@ fn slis_count_pings_until_they_are_reset() {
     assert_eq!(pings(), "0");
 }
 
+/// Lets promtool judge a page of metrics.
+#[track_caller]
+pub(crate) fn check_page(page: &str) {
+    let complaints = promtool(page);
+    // The names are kube-proxy's, and dashboards know them: promtool would have gauges not end in _total.
+    let kept = "kubeproxy_sync_proxy_rules_no_local_endpoints_total";
+    let others: Vec<&str> = complaints.lines().filter(|line| !line.starts_with(kept)).collect();
+    assert_eq!(others, Vec::<&str>::new());
+}
+
 /// Debian's prometheus package has promtool; it judges both pages.
 #[test]
 fn promtool_finds_nothing_to_complain_about() {
@@ -174,11 +202,7 @@ fn promtool_finds_nothing_to_complain_about() {
     assert!(
         page.headers.contains(&"content-type: text/plain; version=0.0.4; charset=utf-8".to_owned())
     );
-    let complaints = promtool(&page.body);
-    // The names are kube-proxy's, and dashboards know them: promtool would have gauges not end in _total.
-    let kept = "kubeproxy_sync_proxy_rules_no_local_endpoints_total";
-    let others: Vec<&str> = complaints.lines().filter(|line| !line.starts_with(kept)).collect();
-    assert_eq!(others, Vec::<&str>::new());
+    check_page(&page.body);
     assert_eq!(promtool(&get(address, "/metrics/slis").body), "");
 }
 
@@ -275,6 +299,9 @@ pub(crate) fn exercise(metrics: &Metrics) {
     }
     metrics.healthz_answered(200);
     metrics.livez_answered(200);
+    metrics.config_reloaded(true);
+    metrics.request("GET", "192.0.2.1:6443", Some(200), took);
+    metrics.memory("nft", 1);
 }
 
 /// Servers on a runtime of their own thread, as in the program.

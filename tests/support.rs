@@ -4,8 +4,10 @@
 pub(crate) mod apiserver;
 pub(crate) mod client;
 pub(crate) mod command;
+pub(crate) mod dice;
 pub(crate) mod icmp;
 pub(crate) mod namespace;
+pub(crate) mod nft_versions;
 pub(crate) mod patience;
 pub(crate) mod proxy;
 pub(crate) mod sctp;

@@ -83,6 +83,7 @@ pub(crate) fn settings() -> Settings {
     Settings {
         masquerade_mark: 0x4000,
         masquerade_all: false,
+        ipvs: None,
         families: Family::ALL.to_vec(),
         detect_local: DetectLocal::ClusterCidr(vec![POD_CIDR.parse().unwrap()]),
         node_ports: NodePortSelector::All,
@@ -166,6 +167,27 @@ pub(crate) fn slices(number: u32, endpoints: u32) -> impl Iterator<Item = Value>
     })
 }
 
+/// Endpoints of the one big Service.
+pub(crate) const BIG: u32 = 1_000;
+/// Its number; no shape has so many.
+const BIG_NUMBER: u32 = 60_000;
+
+/// A Service with many endpoints, and its slices.
+pub(crate) fn big_service() -> impl Iterator<Item = Value> {
+    let slices = (0..BIG / SLICE).map(|it| big_slice(it, 0));
+    std::iter::once(service(BIG_NUMBER)).chain(slices)
+}
+
+/// One of its slices when the first `replaced` of all its endpoints were replaced by others.
+pub(crate) fn big_slice(slice: u32, replaced: u32) -> Value {
+    let first = slice * SLICE;
+    let endpoints = (first..first + SLICE).map(|it| {
+        let number = if it < replaced { it + BIG } else { it };
+        at(BIG_NUMBER, number, u32::from(Ipv4Addr::new(10, 192, 0, 0)) + number)
+    });
+    endpoint_slice(BIG_NUMBER, slice, &endpoints.collect::<Vec<_>>())
+}
+
 fn endpoint_slice(number: u32, slice: u32, endpoints: &[Value]) -> Value {
     let service = service_name(number);
     json!({
@@ -193,8 +215,11 @@ fn endpoint_slice(number: u32, slice: u32, endpoints: &[Value]) -> Value {
 }
 
 fn endpoint(service: u32, endpoint: u32) -> Value {
-    // Room for 64 endpoints each, one more than any benchmark has.
-    let address = u32::from(Ipv4Addr::new(10, 128, 0, 0)) + service * 64 + endpoint;
+    // Room for 64 endpoints each, more than any shape has.
+    at(service, endpoint, u32::from(Ipv4Addr::new(10, 128, 0, 0)) + service * 64 + endpoint)
+}
+
+fn at(service: u32, endpoint: u32, address: u32) -> Value {
     json!({
         "addresses": [Ipv4Addr::from_bits(address).to_string()],
         "conditions": { "ready": true, "serving": true, "terminating": false },

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::{env, fs};
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::program::output;
 
@@ -78,17 +78,26 @@ fn number(value: f64) -> String {
     }
 }
 
-/// Prints the figures as a Markdown table and puts them into the JSON file under `section`.
-pub(crate) fn publish(section: &str, figures: &[Figure]) {
+/// Prints the figures as a Markdown table, as the README has it, and writes them to the JSON file.
+pub(crate) fn publish(figures: &[Figure]) {
+    let machine = machine();
+    let text = |name: &str| machine[name].as_str().unwrap_or_default().to_owned();
+    println!(
+        "\nMeasured on {}: Linux {}, {} CPUs ({}), load {}, {}.",
+        text("date"),
+        text("kernel"),
+        machine["cpus"],
+        text("cpu"),
+        text("load").split(' ').next().unwrap_or_default(),
+        text("nft"),
+    );
     print(figures);
     let target =
         env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
     let path = target.join("bench.json");
-    let known = fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok());
-    let mut all: Map<String, Value> = known.unwrap_or_default();
-    all.insert("machine".to_owned(), machine());
-    all.insert(section.to_owned(), figures.iter().map(Figure::json).collect());
-    fs::write(&path, format!("{:#}\n", Value::Object(all))).unwrap();
+    let figures: Vec<Value> = figures.iter().map(Figure::json).collect();
+    let all = json!({ "machine": machine, "figures": figures });
+    fs::write(&path, format!("{all:#}\n")).unwrap();
     println!("\nalso in {}", path.display());
 }
 

@@ -8,7 +8,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::figures::shape::{Shape, slices};
+use crate::figures::shape::{Shape, big_service, big_slice, slices};
 use crate::node::now;
 use crate::support::apiserver::ApiServer;
 
@@ -64,6 +64,26 @@ impl Cluster {
         self.order(&format!("annotate 0 {services} 5"))
     }
 
+    /// Adds a Service with a thousand endpoints.
+    pub(crate) fn add_big(&mut self) -> u64 {
+        self.order("big")
+    }
+
+    /// Has so many of the big Service's endpoints replaced since the beginning; ten more each time are one slice.
+    pub(crate) fn roll_big(&mut self, replaced: u32) -> u64 {
+        self.order(&format!("roll {replaced}"))
+    }
+
+    /// Bytes that the server has sent so far, as TCP carries them.
+    pub(crate) fn bytes_sent(&mut self) -> f64 {
+        self.order("bytes") as f64
+    }
+
+    /// TCP connections that were made to it so far.
+    pub(crate) fn connections(&mut self) -> f64 {
+        self.order("connections") as f64
+    }
+
     fn order(&mut self, order: &str) -> u64 {
         writeln!(self.orders, "{order}").unwrap();
         self.answer()
@@ -101,15 +121,29 @@ pub(crate) fn serve(shape: Shape) {
         let line = line.unwrap();
         let words: Vec<&str> = line.split(' ').collect();
         let number = |at: usize| words[at].parse::<u32>().unwrap();
-        let services = number(1)..number(1) + number(2);
-        let mut objects: Vec<Value> = services.flat_map(|it| slices(it, number(3))).collect();
-        if words[0] == "annotate" {
-            objects.iter_mut().for_each(|it| {
-                it["metadata"]["annotations"] = serde_json::json!({ "seen": "yes" })
-            });
-        }
-        let sent = now();
-        server.load(objects);
-        println!("{sent}");
+        let of_services = || {
+            let services = number(1)..number(1) + number(2);
+            services.flat_map(|it| slices(it, number(3)))
+        };
+        let objects: Vec<Value> = match words[0] {
+            "bytes" => {
+                println!("{}", server.bytes_sent());
+                continue;
+            }
+            "connections" => {
+                println!("{}", server.connections());
+                continue;
+            }
+            "big" => big_service().collect(),
+            "roll" => vec![big_slice((number(1) - 1) / 100, number(1))],
+            "annotate" => of_services().map(annotated).collect(),
+            _ => of_services().collect(),
+        };
+        println!("{}", server.load_and(objects, now));
     }
+}
+
+fn annotated(mut object: Value) -> Value {
+    object["metadata"]["annotations"] = serde_json::json!({ "seen": "yes" });
+    object
 }

@@ -57,6 +57,16 @@ impl Proxy {
         self.metric(&format!("kubeferry_set_elements{{ip_family=\"IPv4\",set=\"{set}\"}}"))
     }
 
+    /// Batches that were committed so far.
+    pub(crate) fn batches(&self) -> f64 {
+        self.metric("kubeferry_batches_total{result=\"committed\"}")
+    }
+
+    /// Syncs so far, with or without something to write.
+    pub(crate) fn syncs(&self) -> f64 {
+        self.metric("kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"}")
+    }
+
     /// CPU time of all threads so far, in milliseconds.
     pub(crate) fn cpu(&self) -> f64 {
         let stat = self.tasks("schedstat");

@@ -20,10 +20,10 @@ const FORWARDING: &str = "Forwarding";
 const CONNTRACK: &str = "Connection tracking";
 const SERVERS: &str = "Health and metrics";
 const LOGGING: &str = "Logging";
-const IPVS: &str = "IPVS mode (not implemented yet)";
+const IPVS: &str = "IPVS mode";
 const COMPATIBILITY: &str = "Accepted for compatibility";
 
-/// A replacement for kube-proxy that programs nftables through netlink and writes only differences.
+/// A replacement for kube-proxy that programs nftables, and IPVS, through netlink and writes only differences.
 ///
 /// Takes kube-proxy's flags and configuration file. Flag names may be written with underscores.
 #[derive(Clone, Debug, Default, PartialEq, Parser)]
@@ -196,13 +196,14 @@ pub struct Args {
     #[arg(long, value_name = "QUANTITY", help_heading = LOGGING)]
     pub log_json_info_buffer_size: Option<String>,
 
-    /// Shortest time between two syncs
+    /// Longest wait of a change for others before it [default: 1s]
     #[arg(long, value_name = "DURATION", help_heading = IPVS, allow_hyphen_values = true)]
     pub ipvs_min_sync_period: Option<GoDuration>,
-    /// Longest time between two syncs
+    /// Time between two comparisons of all virtual servers with what is wanted, and longest wait after a failure
+    /// [default: 30s]
     #[arg(long, value_name = "DURATION", help_heading = IPVS, allow_hyphen_values = true)]
     pub ipvs_sync_period: Option<GoDuration>,
-    /// Scheduler
+    /// Scheduler of Services without the annotation kube-ferry/ipvs-scheduler [default: rr]
     #[arg(long, value_name = "NAME", help_heading = IPVS)]
     pub ipvs_scheduler: Option<String>,
     /// Ranges of virtual servers that are left alone
@@ -217,6 +218,9 @@ pub struct Args {
     /// Timeout of TCP connections after FIN
     #[arg(long, value_name = "DURATION", help_heading = IPVS, allow_hyphen_values = true)]
     pub ipvs_tcpfin_timeout: Option<GoDuration>,
+    /// How long an endpoint that is gone may keep its connections (in a file: kubeFerry.ipvsDrainTimeout) [default: 15m]
+    #[arg(long, value_name = "DURATION", help_heading = IPVS, allow_hyphen_values = true)]
+    pub ipvs_drain_timeout: Option<GoDuration>,
     /// Timeout of UDP flows
     #[arg(long, value_name = "DURATION", help_heading = IPVS, allow_hyphen_values = true)]
     pub ipvs_udp_timeout: Option<GoDuration>,

@@ -7,17 +7,21 @@ use serde_json::Value;
 
 use super::file::KubeProxyConfiguration;
 
-/// Fields that are taken up while the process runs. What ends in a dot stands for a whole block.
-const LIVE: [&str; 14] = [
-    "logging.verbosity",
-    "logging.vmodule",
+/// Fields that the nftables backend takes up while the process runs. What ends in a dot stands for a whole block.
+const LIVE_IN_NFTABLES: [&str; 6] = [
     "iptables.",
     "nftables.",
-    "conntrack.",
     "clusterCIDR",
     "detectLocalMode",
     "detectLocal.",
     "nodePortAddresses",
+];
+
+/// Fields that are taken up while the process runs, in every mode.
+const LIVE: [&str; 8] = [
+    "logging.verbosity",
+    "logging.vmodule",
+    "conntrack.",
     "oomScoreAdj",
     "enableProfiling",
     "logging.flushFrequency",
@@ -48,10 +52,13 @@ pub fn changed_fields(old: &KubeProxyConfiguration, new: &KubeProxyConfiguration
 
 /// Those of the fields that count from the next start on only.
 pub fn need_restart(fields: &[String], mode: &str) -> Vec<String> {
-    // The block of IPVS means nothing in other modes.
-    let idle_mode = |field: &str| mode != "ipvs" && field.starts_with("ipvs.");
+    let of_mode = |field: &str| {
+        let nftables = LIVE_IN_NFTABLES.iter().any(|known| covers(known, field));
+        // The block of IPVS means nothing in other modes.
+        mode != "ipvs" && (nftables || field.starts_with("ipvs."))
+    };
     let listed = |field: &str| LIVE.iter().chain(&IDLE).any(|known| covers(known, field));
-    fields.iter().filter(|it| !listed(it) && !idle_mode(it)).cloned().collect()
+    fields.iter().filter(|it| !listed(it) && !of_mode(it)).cloned().collect()
 }
 
 fn covers(known: &str, field: &str) -> bool {
@@ -117,15 +124,16 @@ mod tests {
         check("", "portRange: 1-2", &["portRange"], &[]);
         check("", "clientConnection: {qps: 50}", &["clientConnection.qps"], &[]);
         check("", "ipvs: {strictARP: true}", &["ipvs.strictARP"], &[]);
-        let fields = ["ipvs.strictARP".to_owned()];
+        let fields = ["clusterCIDR", "ipvs.strictARP"].map(str::to_owned);
         assert_eq!(need_restart(&fields, "ipvs"), fields);
+        assert_eq!(need_restart(&["conntrack.min".to_owned()], "ipvs"), [""; 0]);
     }
 
     /// A field that is new or renamed must be put into one of the lists, or is known to take a new process.
     #[test]
     fn every_field_that_is_listed_exists() {
         let tree = serde_json::to_value(KubeProxyConfiguration::defaulted()).unwrap();
-        for known in LIVE.iter().chain(&IDLE) {
+        for known in LIVE.iter().chain(&LIVE_IN_NFTABLES).chain(&IDLE) {
             let pointer = format!("/{}", known.trim_end_matches('.').replace('.', "/"));
             assert!(tree.pointer(&pointer).is_some(), "{known}");
         }

@@ -172,11 +172,17 @@ pub struct KubeFerry {
     pub manifests: String,
     /// Let the kernel refuse changes of our tables by others, if it can; as `--own-tables`. Default: true.
     pub own_tables: bool,
+    /// IPVS mode: how long an endpoint that is gone may keep its connections; as `--ipvs-drain-timeout`. Default: 15m.
+    pub ipvs_drain_timeout: GoDuration,
 }
 
 impl Default for KubeFerry {
     fn default() -> Self {
-        KubeFerry { manifests: String::new(), own_tables: true }
+        KubeFerry {
+            manifests: String::new(),
+            own_tables: true,
+            ipvs_drain_timeout: GoDuration::from_secs(15 * 60),
+        }
     }
 }
 
@@ -193,7 +199,7 @@ pub enum FileError {
     Syntax(String),
     #[error("its kind is {kind:?} of {api_version:?}; expected {KIND} of {API_VERSION}")]
     Kind { kind: String, api_version: String },
-    #[error("a field has the wrong type: {0}")]
+    #[error("fields have wrong types: {0}")]
     Type(String),
 }
 
@@ -212,9 +218,39 @@ pub fn read(text: &str) -> Result<(KubeProxyConfiguration, Vec<String>), FileErr
     remove_nulls(&mut value);
     check_kind(&value)?;
     unknown_fields(&value, &shape(), "", &mut notices);
-    let configuration: KubeProxyConfiguration =
-        serde_json::from_value(value).map_err(|error| FileError::Type(error.to_string()))?;
-    Ok((configuration, notices))
+    match serde_json::from_value(value.clone()) {
+        Ok(configuration) => Ok((configuration, notices)),
+        Err(error) => {
+            let mut wrong = Vec::new();
+            wrong_fields(&value, &mut Vec::new(), &mut wrong);
+            // Each field alone is good: the message for the whole has to do.
+            Err(FileError::Type(if wrong.is_empty() {
+                error.to_string()
+            } else {
+                wrong.join("; ")
+            }))
+        }
+    }
+}
+
+/// Fields that are refused, each by its path: every field has a default, so each can be tried alone.
+fn wrong_fields(value: &Value, path: &mut Vec<String>, wrong: &mut Vec<String>) {
+    if let Value::Object(fields) = value
+        && !fields.is_empty()
+    {
+        for (name, field) in fields {
+            path.push(name.clone());
+            wrong_fields(field, path, wrong);
+            path.pop();
+        }
+        return;
+    }
+    let alone = path.iter().rev().fold(value.clone(), |value, name| {
+        Value::Object([(name.clone(), value)].into_iter().collect())
+    });
+    if let Err(error) = serde_json::from_value::<KubeProxyConfiguration>(alone) {
+        wrong.push(format!("{}: {error}", path.join(".")));
+    }
 }
 
 fn parse(text: &str, duplicates: serde_saphyr::DuplicateKeyPolicy) -> Result<Value, String> {
@@ -248,7 +284,11 @@ fn check_kind(value: &Value) -> Result<(), FileError> {
 fn shape() -> Value {
     let every = KubeProxyConfiguration {
         logging: Logging { vmodule: vec![VModule::default()], ..Logging::default() },
-        kube_ferry: KubeFerry { manifests: "-".to_owned(), own_tables: false },
+        kube_ferry: KubeFerry {
+            manifests: "-".to_owned(),
+            own_tables: false,
+            ..KubeFerry::default()
+        },
         ..KubeProxyConfiguration::default()
     };
     serde_json::to_value(every).unwrap_or_default()
@@ -424,8 +464,15 @@ mod tests {
         refuse("", "its kind is \"\"");
         refuse("kind: ConfigMap\napiVersion: v1\n", "its kind is \"ConfigMap\" of \"v1\"");
         refuse("kind: [\n", "neither YAML nor JSON");
-        refuse(&format!("{HEAD}conntrack: 5\n"), "wrong type");
-        refuse(&format!("{HEAD}conntrack: {{udpTimeout: 5}}\n"), "wrong type");
+        refuse(&format!("{HEAD}conntrack: 5\n"), "wrong types: conntrack: invalid type");
+        refuse(
+            &format!("{HEAD}conntrack: {{udpTimeout: 5}}\n"),
+            "conntrack.udpTimeout: invalid type",
+        );
+        refuse(
+            &format!("{HEAD}conntrack: {{min: x, maxPerCore: 1}}\noomScoreAdj: []\n"),
+            "conntrack.min: invalid type: string \"x\", expected i32; oomScoreAdj: invalid type",
+        );
         refuse(&format!("{HEAD}conntrack: {{udpTimeout: 5 s}}\n"), "invalid duration");
         refuse(&format!("{HEAD}nodePortAddresses: primary\n"), "wrong type");
     }

@@ -7,10 +7,11 @@ use super::file::{
 use super::settings::Notice;
 
 /// Flags that count beside a file: actions, and what section 8.1 exempts.
-const BESIDE_A_FILE: [&str; 10] = [
+const BESIDE_A_FILE: [&str; 11] = [
     "config",
     "manifests",
     "own-tables",
+    "ipvs-drain-timeout",
     "dry-run",
     "cleanup",
     "cleanup-of",

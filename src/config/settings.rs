@@ -13,6 +13,7 @@ use super::feature_gates::FeatureGates;
 use super::file::{self, KubeProxyConfiguration};
 use super::validate::Problems;
 use super::{ConfigError, overlay};
+use crate::kernel::IpvsSettings;
 use crate::model::Family;
 use crate::nft::skeleton::LocalDetector;
 
@@ -44,6 +45,12 @@ pub struct Config {
     pub min_sync_period: Duration,
     /// Let nobody else change our tables, if the kernel can see to that.
     pub own_tables: bool,
+    /// Mode ipvs; `None`: nftables.
+    pub ipvs: Option<IpvsSettings>,
+    /// How long an endpoint that is gone may keep its connections in IPVS, also in those left of that mode.
+    pub ipvs_drain: Duration,
+    /// How often virtual servers are compared with what is wanted.
+    pub ipvs_sync_period: Duration,
     pub conntrack: Conntrack,
     pub oom_score_adj: i32,
     /// What operators should know; to be logged once logging works.
@@ -245,6 +252,9 @@ fn build(
         node_ports: problems.node_ports(&object),
         sync_period: sync.0,
         min_sync_period: sync.1,
+        ipvs: problems.ipvs(&object),
+        ipvs_drain: problems.ipvs_drain(args, &object),
+        ipvs_sync_period: object.ipvs.sync_period.to_std(),
         own_tables: args.own_tables.unwrap_or(object.kube_ferry.own_tables),
         conntrack: problems.conntrack(&object),
         oom_score_adj: problems.oom_score_adj(&object),

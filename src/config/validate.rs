@@ -17,6 +17,8 @@ use super::file::{KubeProxyConfiguration, OutputRouting};
 use super::settings::{
     Action, Client, Config, Conntrack, DetectLocal, Logging, NodePortSelector, Notice, Source,
 };
+use crate::kernel::IpvsSettings;
+use crate::model::Scheduler;
 
 /// The minor version whose hidden metrics may be asked for: the one before the version whose behaviour we follow.
 const PREVIOUS_MINOR: &str = "1.35";
@@ -42,23 +44,8 @@ impl Problems {
         self.notices.push(Notice::Warn(text.into()));
     }
 
-    /// The only place that knows that IPVS is missing.
-    fn refuse_ipvs(&mut self, what: &str) {
-        self.found.push(format!(
-            "{what}: IPVS is not implemented yet; use --proxy-mode=nftables (mode: nftables in the file)"
-        ));
-    }
-
     /// Flags that are wrong whatever else is set.
     pub(super) fn flags(&mut self, args: &Args) {
-        // With a file these have no effect and that is told elsewhere.
-        if args.config.is_none() {
-            let ipvs: Vec<&String> =
-                args.given.keys().filter(|flag| flag.starts_with("ipvs-")).collect();
-            for flag in ipvs {
-                self.refuse_ipvs(&format!("--{flag}"));
-            }
-        }
         let asked = [
             args.cleanup == Some(true),
             args.init_only == Some(true),
@@ -92,12 +79,11 @@ impl Problems {
 
     pub(super) fn mode(&mut self, object: &KubeProxyConfiguration) {
         match object.mode.as_str() {
-            "nftables" => {}
+            "nftables" | "ipvs" => {}
             "iptables" => self.warn(
                 "mode iptables (also the meaning of no mode) is served by the nftables backend; \
                  NodePorts on 127.0.0.1 are not offered",
             ),
-            "ipvs" => self.refuse_ipvs("mode ipvs"),
             other => {
                 self.invalid("mode", format!("{other:?}"), "must be iptables, ipvs or nftables");
             }
@@ -116,10 +102,56 @@ impl Problems {
         if object.mode == "nftables" {
             let sync = self.sync("nftables", nftables.sync_period, nftables.min_sync_period);
             (nftables_bit, nftables.masquerade_all, sync)
+        } else if object.mode == "ipvs" {
+            // What is about masquerading is read from the block of iptables in this mode, as kube-proxy does.
+            let sync = self.sync("ipvs", object.ipvs.sync_period, object.ipvs.min_sync_period);
+            (iptables_bit, iptables.masquerade_all, sync)
         } else {
             let sync = self.sync("iptables", iptables.sync_period, iptables.min_sync_period);
             (iptables_bit, iptables.masquerade_all, sync)
         }
+    }
+
+    /// `None` in other modes, where the block means nothing.
+    pub(super) fn ipvs(&mut self, object: &KubeProxyConfiguration) -> Option<IpvsSettings> {
+        let ipvs = Some(&object.ipvs).filter(|_| object.mode == "ipvs")?;
+        let scheduler = match ipvs.scheduler.as_str() {
+            "" => Some(Scheduler::default()),
+            name => Scheduler::new(name),
+        };
+        if scheduler.is_none() {
+            let why = "must be the name of a scheduler: up to 15 of a-z, 0-9, - and _";
+            self.invalid("ipvs.scheduler", format!("{:?}", ipvs.scheduler), why);
+        }
+        let exclude = ipvs.exclude_cidrs.iter().map(String::as_str);
+        Some(IpvsSettings {
+            scheduler: scheduler.unwrap_or_default(),
+            strict_arp: ipvs.strict_arp,
+            exclude_cidrs: self.cidrs("ipvs.excludeCIDRs", exclude),
+            tcp_timeout: self.ipvs_timeout("tcpTimeout", ipvs.tcp_timeout),
+            tcpfin_timeout: self.ipvs_timeout("tcpFinTimeout", ipvs.tcp_fin_timeout),
+            udp_timeout: self.ipvs_timeout("udpTimeout", ipvs.udp_timeout),
+        })
+    }
+
+    fn ipvs_timeout(&mut self, field: &str, timeout: GoDuration) -> u32 {
+        if timeout < GoDuration::ZERO {
+            let field = format!("ipvs.{field}");
+            self.invalid(&field, timeout, "must be greater than or equal to 0");
+        }
+        // IPVS counts in seconds, and a fraction of one must not become "leave it alone".
+        let timeout = timeout.to_std();
+        let seconds = timeout.as_secs() + u64::from(timeout.subsec_nanos() > 0);
+        u32::try_from(seconds).unwrap_or(u32::MAX)
+    }
+
+    pub(super) fn ipvs_drain(&mut self, args: &Args, object: &KubeProxyConfiguration) -> Duration {
+        let drain = args.ipvs_drain_timeout.unwrap_or(object.kube_ferry.ipvs_drain_timeout);
+        if drain < GoDuration::ZERO {
+            let why = "must be greater than or equal to 0";
+            self.invalid("kubeFerry.ipvsDrainTimeout", drain, why);
+        }
+        drain.to_std()
     }
 
     fn bit(&mut self, field: &str, bit: Option<i32>) -> u32 {
@@ -235,7 +267,11 @@ impl Problems {
                 address
             }
             Err(_) => {
-                self.invalid(field, format!("{text:?}"), "must be IP:port");
+                self.invalid(
+                    field,
+                    format!("{text:?}"),
+                    "must be IP:port (names are not looked up)",
+                );
                 (Ipv4Addr::LOCALHOST, 0).into()
             }
         }
@@ -443,6 +479,20 @@ impl Problems {
         if !version.is_empty() && version != PREVIOUS_MINOR {
             let why = format!("must be the previous minor version, {PREVIOUS_MINOR}");
             self.invalid("showHiddenMetricsForVersion", format!("{version:?}"), why);
+        }
+        if args.config.is_none() && object.mode != "ipvs" {
+            let idle = args
+                .given
+                .keys()
+                .filter(|it| it.starts_with("ipvs-") && *it != "ipvs-drain-timeout");
+            let idle: Vec<String> = idle.map(|it| format!("--{it}")).collect();
+            if !idle.is_empty() {
+                let mode = &object.mode;
+                self.notices.push(Notice::Info(format!(
+                    "{} has no effect in mode {mode}",
+                    idle.join(", ")
+                )));
+            }
         }
         for setting in idle_settings(args, object) {
             self.notices.push(Notice::Info(format!("{setting} has no effect")));

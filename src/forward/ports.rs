@@ -103,7 +103,8 @@ pub(super) fn forward(
         local_v4: count(v4),
         local_v6: count(v6),
     });
-    (ServiceForwarding { ports, health_check }, conflicts)
+    let ipvs_scheduler = service.ipvs_scheduler;
+    (ServiceForwarding { ports, health_check, ipvs_scheduler }, conflicts)
 }
 
 /// What is looked at for one Service.
@@ -186,6 +187,7 @@ impl<'a> FamilyScope<'a> {
             cluster: selection.cluster,
             local: selection.local,
             hairpin: selection.hairpin,
+            weights: selection.weights,
             serving: serving(port.protocol, &candidates),
             affinity: service.affinity,
         }

@@ -6,13 +6,15 @@ use std::num::NonZeroU16;
 
 use super::Backend;
 use super::topology::topology;
-use crate::model::{Endpoint, EndpointSlice, Family, Protocol, SlicePort};
+use crate::model::{Endpoint, Family, Protocol, SliceContent, SlicePort};
 
 /// An endpoint under one port number.
 #[derive(Clone, Copy, Debug)]
 pub struct Candidate<'a> {
     pub backend: Backend,
     pub endpoint: &'a Endpoint,
+    /// Of its slice.
+    pub weight: Option<NonZeroU16>,
 }
 
 /// Which sets a port needs (reference 2.9).
@@ -31,6 +33,8 @@ pub struct Selection {
     pub local: Vec<Backend>,
     /// Addresses of usable endpoints on this node.
     pub hairpin: Vec<IpAddr>,
+    /// Those of `cluster` and `local` that have a weight other than 1.
+    pub weights: Vec<(Backend, NonZeroU16)>,
     /// There are usable endpoints, perhaps only on other nodes and out of reach from here.
     pub has_any: bool,
 }
@@ -43,11 +47,12 @@ pub struct SlicePorts<'a>(Vec<SlicePortOf<'a>>);
 struct SlicePortOf<'a> {
     key: (&'a str, Protocol),
     number: NonZeroU16,
-    slice: &'a EndpointSlice,
+    endpoints: &'a [Endpoint],
+    weight: Option<NonZeroU16>,
 }
 
 impl<'a> SlicePorts<'a> {
-    pub fn of(slices: impl Iterator<Item = &'a EndpointSlice>, family: Family) -> Self {
+    pub fn of(slices: impl Iterator<Item = SliceContent<'a>>, family: Family) -> Self {
         let slices = slices.filter(|it| it.family == family);
         let mut ports: Vec<SlicePortOf<'a>> = slices
             .flat_map(|slice| {
@@ -55,7 +60,8 @@ impl<'a> SlicePorts<'a> {
                 slice.ports.iter().map(move |port| SlicePortOf {
                     key: of(port),
                     number: port.port,
-                    slice,
+                    endpoints: slice.endpoints,
+                    weight: slice.ipvs_weight,
                 })
             })
             .collect();
@@ -74,13 +80,15 @@ impl<'a> SlicePorts<'a> {
         let mut candidates: Vec<Candidate<'a>> = those
             .flat_map(|port| {
                 let backend = |it: &Endpoint| Backend { address: it.address, port: port.number };
-                port.slice
-                    .endpoints
-                    .iter()
-                    .map(move |endpoint| Candidate { backend: backend(endpoint), endpoint })
+                port.endpoints.iter().map(move |endpoint| Candidate {
+                    backend: backend(endpoint),
+                    endpoint,
+                    weight: port.weight,
+                })
             })
             .collect();
-        candidates.sort_unstable_by_key(|it| (it.backend, Reverse(preference(it.endpoint))));
+        candidates
+            .sort_unstable_by_key(|it| (it.backend, Reverse((preference(it.endpoint), it.weight))));
         candidates.dedup_by_key(|it| it.backend);
         candidates
     }
@@ -117,9 +125,14 @@ pub fn select(candidates: &[Candidate<'_>], uses: Uses, zone: Option<&str>) -> S
         chosen().filter(|it| it.endpoint.local).map(|it| it.backend.address).collect();
     hairpin.sort_unstable();
     hairpin.dedup();
+    let weighted = |it: &Candidate<'_>| Some((it.backend, it.weight.filter(|it| it.get() != 1)?));
+    let mut weights: Vec<_> = chosen().filter_map(weighted).collect();
+    weights.sort_unstable();
+    weights.dedup();
     let usable = |it: &Candidate<'_>| it.endpoint.ready || is_fallback(it.endpoint);
     let has_any = !cluster.is_empty() || (uses.local && candidates.iter().any(usable));
-    Selection { cluster: backends(&cluster), local: backends(&local), hairpin, has_any }
+    let (cluster, local) = (backends(&cluster), backends(&local));
+    Selection { cluster, local, hairpin, weights, has_any }
 }
 
 fn cluster<'a>(candidates: &[Candidate<'a>], zone: Option<&str>) -> Vec<Candidate<'a>> {

@@ -1,14 +1,17 @@
 //! The host's own addresses: read now, and told when they change.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use netlink_sys::protocols::NETLINK_ROUTE;
+use rustix::net::netdevice::index_to_name_inlined;
 
 use super::KernelError;
 use super::channel::{Channel, Failure};
-use crate::nft::codec::wire::{NLM_F_DUMP, NLM_F_REQUEST, Writer, find};
+use crate::ipvs::codec::link;
+use crate::ipvs::schema::INTERFACE;
+use crate::nft::codec::wire::{NLM_F_DUMP, NLM_F_REQUEST, Writer, find, ne32};
 
 const RTM_NEWADDR: u16 = 20;
 const RTM_GETADDR: u16 = 22;
@@ -31,7 +34,10 @@ const IFA_LOCAL: u16 = 2;
 /// How often the list is read anew when it changes while it is read.
 const READ_ATTEMPTS: usize = 5;
 
-/// The addresses of all interfaces of the network namespace in which it was made.
+const ENODEV: i32 = 19;
+
+/// The addresses of all interfaces of the network namespace in which it was made, but for those of [`INTERFACE`]: they
+/// are Services', whoever of us or kube-proxy has put them there, and may be ten thousands.
 ///
 /// A notification only says that something has changed; the whole list, which is short, is read again then. So
 /// nothing can be missed or be taken into account twice, and notifications that were lost do no harm.
@@ -39,6 +45,8 @@ pub struct Addresses {
     /// Hears that something has changed.
     events: Channel,
     questions: Channel,
+    /// The number of [`INTERFACE`] when the list was read.
+    left_out: Option<u32>,
     current: BTreeSet<IpAddr>,
 }
 
@@ -55,7 +63,8 @@ impl Addresses {
             })?;
         }
         let questions = open().map_err(socket)?;
-        let mut addresses = Addresses { events, questions, current: BTreeSet::new() };
+        let mut addresses =
+            Addresses { events, questions, left_out: None, current: BTreeSet::new() };
         addresses.current = addresses.read()?;
         Ok(addresses)
     }
@@ -67,8 +76,12 @@ impl Addresses {
 
     /// Reads the addresses again if there was a notification. Returns whether they are others now; never waits.
     pub fn refresh(&mut self) -> Result<bool, KernelError> {
-        let notified =
-            self.events.drain().map_err(|failure| failure.into_error("hearing of addresses"))?;
+        let left_out = self.left_out;
+        let counts = |_, payload: &[u8]| left_out.is_none() || interface(payload) != left_out;
+        let notified = self
+            .events
+            .drain_and_look(counts)
+            .map_err(|failure| failure.into_error("hearing of addresses"))?;
         if !notified {
             return Ok(false);
         }
@@ -87,22 +100,65 @@ impl Addresses {
     }
 
     fn read(&mut self) -> Result<BTreeSet<IpAddr>, KernelError> {
-        const DOING: &str = "reading addresses";
-        for _ in 0..READ_ATTEMPTS {
-            let mut all = BTreeSet::new();
-            let answer = FAMILIES.iter().try_for_each(|family| {
-                let request = |seq| request(*family, seq);
-                self.questions.ask(request, |kind, payload| {
-                    all.extend((kind == RTM_NEWADDR).then(|| decode(payload)).flatten());
-                })
-            });
-            match answer {
-                Ok(()) => return Ok(all),
-                Err(Failure::Interrupted) => (),
-                Err(failure) => return Err(failure.into_error(DOING)),
-            }
+        let Addresses { events, questions, left_out, .. } = self;
+        *left_out = None;
+        let mut seen: BTreeMap<u32, bool> = BTreeMap::new();
+        let wanted = |index| {
+            *seen.entry(index).or_insert_with(|| {
+                let services = is_for_services(&*events, index);
+                *left_out = left_out.or(services.then_some(index));
+                !services
+            })
+        };
+        read_all(questions, wanted).map_err(|failure| failure.into_error("reading addresses"))
+    }
+}
+
+/// Whether the interface of this number is [`INTERFACE`]; one that has gone meanwhile is not.
+///
+/// Asked for by number, which waits for no lock. A netlink question about an interface waits for the lock under which
+/// interfaces of all namespaces are made and removed (Linux 6.12, not 7.2), long where many containers end at once;
+/// an `ioctl` about a name that does not exist has the kernel run modprobe.
+fn is_for_services(socket: impl AsFd, index: u32) -> bool {
+    index_to_name_inlined(socket, index).is_ok_and(|name| name.as_str() == INTERFACE)
+}
+
+/// What the interface with the addresses of Services is, if it exists.
+pub(super) fn find_link(channel: &mut Channel) -> Result<Option<link::Link>, Failure> {
+    let mut found = None;
+    let answer = channel
+        .ask(|seq| link::get(INTERFACE, seq), |kind, payload| found = link::read(kind, payload));
+    match answer {
+        Ok(()) if found.is_none() => Err(Failure::Lost("there is no interface in it".to_owned())),
+        Ok(()) => Ok(found),
+        Err(Failure::Refused(error)) if error.raw_os_error() == Some(ENODEV) => Ok(None),
+        Err(failure) => Err(failure),
+    }
+}
+
+/// The addresses of all interfaces whose number is wanted.
+pub(super) fn read_all(
+    channel: &mut Channel,
+    mut wanted: impl FnMut(u32) -> bool,
+) -> Result<BTreeSet<IpAddr>, Failure> {
+    let mut attempts = 1..READ_ATTEMPTS;
+    loop {
+        let mut all = BTreeSet::new();
+        let answer = FAMILIES.iter().try_for_each(|family| {
+            channel.ask(
+                |seq| request(*family, seq),
+                |kind, payload| {
+                    let read = (kind == RTM_NEWADDR).then(|| decode(payload)).flatten();
+                    all.extend(
+                        read.filter(|(index, _)| wanted(*index)).map(|(_, address)| address),
+                    );
+                },
+            )
+        });
+        match answer {
+            Err(Failure::Interrupted | Failure::Aborted) if attempts.next().is_some() => (),
+            answer => return answer.map(|()| all),
         }
-        Err(KernelError::Interrupted(format!("{READ_ATTEMPTS} times while addresses were read")))
     }
 }
 
@@ -121,14 +177,20 @@ fn request(family: u8, seq: u32) -> Vec<u8> {
     writer.into_bytes()
 }
 
-/// The interface's own address in an `RTM_NEWADDR`.
-fn decode(payload: &[u8]) -> Option<IpAddr> {
+/// The number of the interface that an `RTM_NEWADDR` or `RTM_DELADDR` is about.
+fn interface(payload: &[u8]) -> Option<u32> {
+    payload.get(4..IFADDRMSG).and_then(ne32)
+}
+
+/// The interface and its own address in an `RTM_NEWADDR`.
+fn decode(payload: &[u8]) -> Option<(u32, IpAddr)> {
     let attributes = payload.get(IFADDRMSG..)?;
     let address = find(attributes, IFA_LOCAL).or_else(|| find(attributes, IFA_ADDRESS))?;
-    <[u8; 4]>::try_from(address)
+    let address = <[u8; 4]>::try_from(address)
         .map(|it| IpAddr::V4(Ipv4Addr::from(it)))
         .or_else(|_| <[u8; 16]>::try_from(address).map(|it| IpAddr::V6(Ipv6Addr::from(it))))
-        .ok()
+        .ok()?;
+    Some((interface(payload)?, address))
 }
 
 #[cfg(test)]
@@ -140,10 +202,11 @@ mod tests {
     #[test]
     fn the_own_end_of_a_pair_counts() {
         let mut writer = Writer::default();
-        writer.raw(&[0; IFADDRMSG]);
+        writer.raw(&[2, 32, 0, 0]);
+        writer.raw(&7u32.to_ne_bytes());
         writer.bytes(IFA_ADDRESS, &[192, 0, 2, 1]);
         writer.bytes(IFA_LOCAL, &[192, 0, 2, 2]);
-        assert_eq!(decode(&writer.into_bytes()), Some(IpAddr::from([192, 0, 2, 2])));
+        assert_eq!(decode(&writer.into_bytes()), Some((7, IpAddr::from([192, 0, 2, 2]))));
     }
 
     proptest! {

@@ -101,6 +101,8 @@ pub(super) struct Channel {
     buffer: Vec<u8>,
     next_seq: u32,
     port: u32,
+    /// The size of the send buffer, 0 if nobody has asked for it yet.
+    room: usize,
 }
 
 impl Channel {
@@ -118,7 +120,14 @@ impl Channel {
             sockopt::set_socket_recv_buffer_size(&socket, RECEIVE_BUFFER)?;
         }
         let link = Box::new(Straight);
-        Ok(Channel { socket, link, buffer: Vec::with_capacity(DATAGRAM), next_seq: 1, port })
+        Ok(Channel {
+            socket,
+            link,
+            buffer: Vec::with_capacity(DATAGRAM),
+            next_seq: 1,
+            port,
+            room: 0,
+        })
     }
 
     /// Puts something between this channel and its socket.
@@ -157,19 +166,23 @@ impl Channel {
         /// `netlink_sendmsg` keeps 32 bytes for itself.
         const RESERVE: usize = 64;
         let needed = length + RESERVE;
-        if sockopt::socket_send_buffer_size(&self.socket)? >= needed {
+        if self.room == 0 {
+            self.room = sockopt::socket_send_buffer_size(&self.socket)?;
+        }
+        if self.room >= needed {
             return Ok(());
         }
         if sockopt::set_socket_send_buffer_size_force(&self.socket, needed).is_err() {
             sockopt::set_socket_send_buffer_size(&self.socket, needed)?;
         }
-        let size = sockopt::socket_send_buffer_size(&self.socket)?;
-        if size >= needed {
+        self.room = sockopt::socket_send_buffer_size(&self.socket)?;
+        if self.room >= needed {
             return Ok(());
         }
         Err(io::Error::other(format!(
-            "a batch of {length} bytes does not fit the send buffer of {size}; \
-             without CAP_NET_ADMIN on the host raise the sysctl net.core.wmem_max"
+            "a batch of {length} bytes does not fit the send buffer of {}; \
+             without CAP_NET_ADMIN on the host raise the sysctl net.core.wmem_max",
+            self.room
         )))
     }
 
@@ -201,11 +214,22 @@ impl Channel {
     /// Throws away what has come, be it left of answers to earlier questions. Returns whether anything had, or was
     /// lost.
     pub(super) fn drain(&mut self) -> Result<bool, Failure> {
+        self.drain_and_look(|_, _| true)
+    }
+
+    /// As [`Channel::drain`], but messages that do not count, by type and payload, are nothing. Lost ones always count.
+    pub(super) fn drain_and_look(
+        &mut self,
+        counts: impl Fn(u16, &[u8]) -> bool,
+    ) -> Result<bool, Failure> {
         let mut any = false;
         loop {
             match self.receive() {
                 Ok(None) => return Ok(any),
-                Ok(Some(_)) | Err(Failure::Lost(_)) => any = true,
+                Ok(Some(datagram)) => {
+                    any |= Messages(datagram).any(|it| counts(it.kind, it.payload));
+                }
+                Err(Failure::Lost(_)) => any = true,
                 Err(failure) => return Err(failure),
             }
         }
@@ -240,9 +264,19 @@ impl Channel {
     pub(super) fn ask(
         &mut self,
         request: impl FnOnce(u32) -> Vec<u8>,
-        mut take: impl FnMut(u16, &[u8]),
+        take: impl FnMut(u16, &[u8]),
     ) -> Result<(), Failure> {
         self.drain()?;
+        self.ask_next(request, take)
+    }
+
+    /// As [`Channel::ask`], for the second and later ones of many questions, when the one before has an answer: then
+    /// nothing is left of it, and no system call is spent on looking.
+    pub(super) fn ask_next(
+        &mut self,
+        request: impl FnOnce(u32) -> Vec<u8>,
+        mut take: impl FnMut(u16, &[u8]),
+    ) -> Result<(), Failure> {
         let seq = self.next_seq;
         self.next_seq = seq.wrapping_add(1);
         self.send(&request(seq)).map_err(Failure::Socket)?;

@@ -83,11 +83,25 @@ impl LegacyTables {
         Err(KernelError::Interrupted(format!("{ATTEMPTS} times")))
     }
 
+    /// The chains and rules of a table that there is.
+    pub fn chains(&self, table: &str) -> Result<Chains, KernelError> {
+        Ok(self.read(table)?.1.chains())
+    }
+
     fn remove_once(
         &self,
         table: &str,
         choose: &impl Fn(&Chains) -> Removal,
     ) -> Result<Removal, KernelError> {
+        let (info, parsed) = self.read(table)?;
+        let removal = choose(&parsed.chains());
+        if !removal.is_empty() {
+            self.replace(table, &info, &parsed.without(&removal))?;
+        }
+        Ok(removal)
+    }
+
+    fn read(&self, table: &str) -> Result<(request::Info, table::Table), KernelError> {
         const READING: &str = "reading a table of iptables-legacy";
         let read = |error| KernelError::Socket { doing: READING, error };
         let mut info = request::info_request(table);
@@ -99,11 +113,7 @@ impl LegacyTables {
         let entries = entries.split_off(request::ENTRIES);
         let parsed = table::Table::parse(self.family, &info, entries)
             .map_err(|why| protocol(READING, why))?;
-        let removal = choose(&parsed.chains());
-        if !removal.is_empty() {
-            self.replace(table, &info, &parsed.without(&removal))?;
-        }
-        Ok(removal)
+        Ok((info, parsed))
     }
 
     fn replace(

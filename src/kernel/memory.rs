@@ -1,5 +1,7 @@
 //! A kernel in memory, as strict as the real one, that can be told to fail.
 
+mod ipvs;
+
 use std::collections::BTreeMap;
 
 use super::{Kernel, KernelError, Rejection};
@@ -8,6 +10,8 @@ use crate::nft::render;
 use crate::nft::schema::{Batch, ObservedTable, Op, Owner, SetName};
 use crate::nft::skeleton::Program;
 use crate::nft::tables::Tables;
+
+pub use ipvs::MemoryIpvs;
 
 /// Holds tables as values. Its fields are for tests to look at and to tamper with.
 #[derive(Clone, Debug, Default)]

@@ -93,6 +93,20 @@ impl OtherTables {
         Err(last.unwrap_or_else(|| KernelError::Interrupted(format!("{ATTEMPTS} times"))))
     }
 
+    /// Whether there is such a table, and such a chain in it if one is named. One message there and one back.
+    pub fn has(
+        &mut self,
+        family: Family,
+        table: &str,
+        chain: Option<&str>,
+    ) -> Result<bool, KernelError> {
+        match self.channel.ask(|seq| codec::get(family, table, chain, seq), |_, _| ()) {
+            Ok(()) => Ok(true),
+            Err(Failure::Refused(error)) if error.raw_os_error() == Some(ENOENT) => Ok(false),
+            Err(failure) => Err(failure.into_error("looking for kube-proxy's tables")),
+        }
+    }
+
     fn generation(&mut self) -> Result<u32, KernelError> {
         const DOING: &str = "asking for the generation of nf_tables";
         let mut generation = None;

@@ -1,7 +1,9 @@
 //! What may happen to the cluster.
 
 use std::collections::BTreeSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use super::endpoint::EndpointSlice;
@@ -30,6 +32,39 @@ pub enum Change {
     HostAddresses(BTreeSet<IpAddr>),
     /// An object that cannot be used at all. What was known of it before is forgotten.
     Unusable(Skipped),
+}
+
+impl Change {
+    /// Stands for everything that the change says: two of the same object that say different things have the same once
+    /// in 2^64 cases. Trigger times are left out, since a slice that differs in nothing else is no change.
+    pub fn fingerprint(&self) -> NonZeroU64 {
+        let mut hasher = DefaultHasher::new();
+        std::mem::discriminant(self).hash(&mut hasher);
+        match self {
+            Change::Listing(resource) | Change::Listed(resource) => resource.hash(&mut hasher),
+            Change::ServiceApplied(service) => service.hash(&mut hasher),
+            Change::SliceApplied(slice) => {
+                let EndpointSlice {
+                    name,
+                    service,
+                    family,
+                    ports,
+                    endpoints,
+                    ipvs_weight,
+                    trigger_time: _,
+                } = slice;
+                (name, service, family, ports, endpoints, ipvs_weight).hash(&mut hasher);
+            }
+            Change::ServiceDeleted(name) | Change::SliceDeleted(name) => name.hash(&mut hasher),
+            Change::NodeApplied(node) => node.hash(&mut hasher),
+            Change::NodeDeleted => (),
+            Change::ServiceCidrApplied(cidr) => cidr.hash(&mut hasher),
+            Change::ServiceCidrDeleted(name) => name.hash(&mut hasher),
+            Change::HostAddresses(addresses) => addresses.hash(&mut hasher),
+            Change::Unusable(skipped) => skipped.hash(&mut hasher),
+        }
+        NonZeroU64::new(hasher.finish()).unwrap_or(NonZeroU64::MIN)
+    }
 }
 
 /// The kinds of objects that are watched.

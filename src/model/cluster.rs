@@ -2,16 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::num::NonZeroU16;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use rustc_hash::FxHashMap;
 
 use super::change::{Change, Resource, Skipped};
-use super::endpoint::EndpointSlice;
+use super::endpoint::{Endpoint, EndpointSlice, SliceContent, SlicePort};
 use super::ledger::{Epoch, Ledger};
 use super::name::{Family, ObjectName};
 use super::node::{Node, ServiceCidr};
+use super::places::Places;
 use super::range::disjoint;
 use super::service::{Service, SourceRanges};
 use super::touched::Touched;
@@ -26,13 +27,13 @@ pub struct ServiceId(pub u32);
 /// the numbers in [`ServiceId`]s do.
 #[derive(Clone, Debug)]
 pub struct Cluster {
-    ids: FxHashMap<ObjectName, ServiceId>,
+    ids: Places,
     /// By `ServiceId`.
     entries: Vec<Option<Entry>>,
     /// Numbers that may be given out again, the last freed first.
     free: Vec<ServiceId>,
     /// Whose entry a slice, by its own name, is in.
-    owners: FxHashMap<ObjectName, ServiceId>,
+    owners: Places,
     node: Option<Node>,
     host_addresses: BTreeSet<IpAddr>,
     service_cidrs: BTreeMap<Arc<str>, (Vec<IpNet>, Epoch)>,
@@ -45,7 +46,43 @@ struct Entry {
     name: ObjectName,
     service: Option<(Box<Service>, Epoch)>,
     /// Sorted by name.
-    slices: Vec<(EndpointSlice, Epoch)>,
+    slices: Vec<Slice>,
+}
+
+/// An EndpointSlice under its Service, whose namespace it shares. Most Services have one, so every byte counts.
+#[derive(Clone, Debug)]
+struct Slice {
+    name: Arc<str>,
+    ports: Box<[SlicePort]>,
+    endpoints: Box<[Endpoint]>,
+    seen: Epoch,
+    family: Family,
+    ipvs_weight: Option<NonZeroU16>,
+}
+
+impl Slice {
+    fn heap_bytes(&self) -> usize {
+        self.name.len() + size_of_val(&*self.ports) + size_of_val(&*self.endpoints)
+    }
+
+    fn content(&self) -> SliceContent<'_> {
+        SliceContent {
+            family: self.family,
+            ports: &self.ports,
+            endpoints: &self.endpoints,
+            ipvs_weight: self.ipvs_weight,
+        }
+    }
+}
+
+impl Entry {
+    fn heap_bytes(&self) -> usize {
+        let slices = self.slices.iter().map(Slice::heap_bytes).sum::<usize>();
+        let service =
+            self.service.as_ref().map_or(0, |(it, _)| size_of::<Service>() + it.heap_bytes());
+        let name = self.name.namespace.len() + self.name.name.len();
+        name + service + self.slices.capacity() * size_of::<Slice>() + slices
+    }
 }
 
 impl Default for Cluster {
@@ -64,10 +101,10 @@ impl Cluster {
     /// An empty cluster that is complete once each of `required` has been listed.
     pub fn new(required: &[Resource]) -> Self {
         Cluster {
-            ids: FxHashMap::default(),
+            ids: Places::default(),
             entries: Vec::new(),
             free: Vec::new(),
-            owners: FxHashMap::default(),
+            owners: Places::default(),
             node: None,
             host_addresses: BTreeSet::new(),
             service_cidrs: BTreeMap::new(),
@@ -106,6 +143,16 @@ impl Cluster {
         self.ledger.missing()
     }
 
+    /// Bytes on the heap, about: what a walk over the objects finds, without what the allocator adds. Strings that objects
+    /// share count for none.
+    pub fn heap_bytes(&self) -> usize {
+        let entries = self.entries.iter().flatten().map(Entry::heap_bytes).sum::<usize>();
+        self.entries.capacity() * size_of::<Option<Entry>>()
+            + entries
+            + self.ids.heap_bytes()
+            + self.owners.heap_bytes()
+    }
+
     /// All Services, in the order of their ids.
     pub fn ids(&self) -> impl Iterator<Item = ServiceId> {
         self.services().map(|(id, _)| id)
@@ -121,7 +168,7 @@ impl Cluster {
 
     /// The id of a Service, or of one of which only slices are known.
     pub fn id(&self, name: &ObjectName) -> Option<ServiceId> {
-        self.ids.get(name).copied()
+        self.ids.get(name, |id| self.entry(id).is_some_and(|it| it.name == *name))
     }
 
     pub fn name(&self, id: ServiceId) -> Option<&ObjectName> {
@@ -133,8 +180,8 @@ impl Cluster {
     }
 
     /// The slices of a Service, sorted by name.
-    pub fn slices(&self, id: ServiceId) -> impl Iterator<Item = &EndpointSlice> {
-        self.entry(id).into_iter().flat_map(|it| it.slices.iter().map(|(slice, _)| slice))
+    pub fn slices(&self, id: ServiceId) -> impl Iterator<Item = SliceContent<'_>> {
+        self.entry(id).into_iter().flat_map(|it| it.slices.iter().map(Slice::content))
     }
 
     /// The host's own addresses, loopback included.
@@ -178,11 +225,11 @@ impl Cluster {
     }
 
     fn sweep_slices(&mut self, epoch: Epoch) -> Touched {
-        let slices = self.entries.iter().flatten().flat_map(|it| &it.slices);
-        let names: Vec<ObjectName> = slices
-            .filter(|(_, seen)| *seen != epoch)
-            .map(|(slice, _)| slice.name.clone())
-            .collect();
+        let gone = self.entries.iter().flatten().flat_map(|entry| {
+            let gone = entry.slices.iter().filter(|it| it.seen != epoch);
+            gone.map(|it| entry.slice_name(it))
+        });
+        let names: Vec<ObjectName> = gone.collect();
         union(names.iter().map(|name| self.delete_slice(name)))
     }
 
@@ -192,10 +239,12 @@ impl Cluster {
         Touched { service_cidrs: self.service_cidrs.len() != before, ..Touched::default() }
     }
 
-    fn apply_service(&mut self, service: Service) -> Touched {
+    fn apply_service(&mut self, mut service: Service) -> Touched {
         let epoch = self.ledger.epoch(Resource::Service);
         let id = self.enter(&service.name);
         let Some(entry) = self.entry_mut(id) else { return Touched::default() };
+        // One text for both.
+        service.name.clone_from(&entry.name);
         match &mut entry.service {
             Some((known, seen)) if **known == service => {
                 *seen = epoch;
@@ -215,28 +264,37 @@ impl Cluster {
         Touched { services: known.map(|_| id).into_iter().collect(), ..Touched::default() }
     }
 
-    fn apply_slice(&mut self, mut slice: EndpointSlice) -> Touched {
-        let epoch = self.ledger.epoch(Resource::EndpointSlice);
-        let (family, trigger) = (slice.family, slice.trigger_time.take());
+    fn apply_slice(&mut self, slice: EndpointSlice) -> Touched {
+        let seen = self.ledger.epoch(Resource::EndpointSlice);
+        let (family, trigger) = (slice.family, slice.trigger_time);
         let owner = self.enter(&slice.service);
-        let mut touched = match self.owners.insert(slice.name.clone(), owner) {
-            Some(former) if former != owner => self.take_slice(former, &slice.name),
+        let former = self.owners.get(&slice.name, |id| self.holds(id, &slice.name));
+        let mut touched = match former {
+            Some(former) if former != owner => self.delete_slice(&slice.name),
             Some(_) | None => Touched::default(),
         };
+        if former != Some(owner) {
+            self.owners.insert(&slice.name, owner);
+        }
         let Some(entry) = self.entry_mut(owner) else { return touched };
-        match entry.slices.binary_search_by(|(known, _)| known.name.cmp(&slice.name)) {
+        let place = entry.find(&slice.name);
+        let EndpointSlice { name: ObjectName { name, .. }, ports, endpoints, ipvs_weight, .. } =
+            slice;
+        let (ports, endpoints) = (ports.into_boxed_slice(), endpoints.into_boxed_slice());
+        let slice = Slice { name, ports, endpoints, seen, family, ipvs_weight };
+        match place {
             Ok(at) => match entry.slices.get_mut(at) {
-                Some((known, seen)) if *known == slice => {
-                    *seen = epoch;
+                Some(known) if known.content() == slice.content() => {
+                    known.seen = seen;
                     return touched;
                 }
-                Some(known) => *known = (slice, epoch),
+                Some(known) => *known = slice,
                 None => (),
             },
             Err(at) => {
                 // Most Services have one slice; a spare place in each of thousands is wasted.
                 entry.slices.reserve_exact(1);
-                entry.slices.insert(at, (slice, epoch));
+                entry.slices.insert(at, slice);
             }
         }
         if entry.service.is_some() {
@@ -247,16 +305,11 @@ impl Cluster {
     }
 
     fn delete_slice(&mut self, name: &ObjectName) -> Touched {
-        match self.owners.remove(name) {
-            Some(owner) => self.take_slice(owner, name),
-            None => Touched::default(),
-        }
-    }
-
-    /// Takes a slice out of a Service's entry.
-    fn take_slice(&mut self, owner: ServiceId, name: &ObjectName) -> Touched {
+        let entries = &self.entries;
+        let holds = |id| entry_of(entries, id).is_some_and(|it| it.holds(name));
+        let Some(owner) = self.owners.remove(name, holds) else { return Touched::default() };
         let Some(entry) = self.entry_mut(owner) else { return Touched::default() };
-        entry.slices.retain(|(slice, _)| slice.name != *name);
+        entry.slices.retain(|slice| slice.name != name.name);
         let touches: Vec<ServiceId> = entry.service.as_ref().map(|_| owner).into_iter().collect();
         self.leave(owner);
         Touched {
@@ -316,7 +369,12 @@ impl Cluster {
     }
 
     fn entry(&self, id: ServiceId) -> Option<&Entry> {
-        self.entries.get(id.index())?.as_ref()
+        entry_of(&self.entries, id)
+    }
+
+    /// Whether the slice of that name is in that entry.
+    fn holds(&self, id: ServiceId, slice: &ObjectName) -> bool {
+        self.entry(id).is_some_and(|it| it.holds(slice))
     }
 
     fn entry_mut(&mut self, id: ServiceId) -> Option<&mut Entry> {
@@ -338,7 +396,7 @@ impl Cluster {
         if let Some(place) = self.entries.get_mut(id.index()) {
             *place = Some(entry);
         }
-        self.ids.insert(name.clone(), id);
+        self.ids.insert(name, id);
         id
     }
 
@@ -346,21 +404,41 @@ impl Cluster {
     fn leave(&mut self, id: ServiceId) {
         let Some(place) = self.entries.get_mut(id.index()) else { return };
         if let Some(entry) = place.take_if(|it| it.service.is_none() && it.slices.is_empty()) {
-            self.ids.remove(&entry.name);
+            // The entry is out already: of all that have its name, it is this one.
+            self.ids.remove(&entry.name, |it| it == id);
             self.free.push(id);
         }
     }
 }
 
 impl ServiceId {
-    fn index(self) -> usize {
+    /// Ids are small and used again, so lists by id are dense.
+    pub fn index(self) -> usize {
         usize::try_from(self.0).unwrap_or(usize::MAX)
     }
 }
 
+fn entry_of(entries: &[Option<Entry>], id: ServiceId) -> Option<&Entry> {
+    entries.get(id.index())?.as_ref()
+}
+
 impl Entry {
+    /// Where the slice of that name is, or would be.
+    fn find(&self, slice: &ObjectName) -> Result<usize, usize> {
+        self.slices.binary_search_by(|known| known.name.cmp(&slice.name))
+    }
+
+    fn holds(&self, slice: &ObjectName) -> bool {
+        self.name.namespace == slice.namespace && self.find(slice).is_ok()
+    }
+
+    fn slice_name(&self, slice: &Slice) -> ObjectName {
+        let namespace = Arc::clone(&self.name.namespace);
+        ObjectName { namespace, name: Arc::clone(&slice.name) }
+    }
+
     fn has_zone_hints(&self) -> bool {
-        let mut endpoints = self.slices.iter().flat_map(|(slice, _)| &slice.endpoints);
+        let mut endpoints = self.slices.iter().flat_map(|slice| &slice.endpoints);
         self.service.is_some() && endpoints.any(|it| it.zone_hints.is_some())
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::name::{Family, ObjectName, Protocol};
 
-/// One EndpointSlice of one Service and one family.
+/// One EndpointSlice of one Service and one family, as it arrives.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EndpointSlice {
     pub name: ObjectName,
@@ -15,9 +15,31 @@ pub struct EndpointSlice {
     pub family: Family,
     pub ports: Vec<SlicePort>,
     pub endpoints: Vec<Endpoint>,
+    /// Annotation `kube-ferry/ipvs-weight`: the share of connections that each endpoint gets in IPVS mode; 1 if not given.
+    pub ipvs_weight: Option<NonZeroU16>,
     /// Annotation `endpoints.kubernetes.io/last-change-trigger-time`: nanoseconds since the epoch. Not part of the
     /// forwarding state: a slice that differs in nothing else is no change.
     pub trigger_time: Option<i128>,
+}
+
+/// What of an EndpointSlice matters for forwarding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SliceContent<'a> {
+    pub family: Family,
+    pub ports: &'a [SlicePort],
+    pub endpoints: &'a [Endpoint],
+    pub ipvs_weight: Option<NonZeroU16>,
+}
+
+impl EndpointSlice {
+    pub fn content(&self) -> SliceContent<'_> {
+        SliceContent {
+            family: self.family,
+            ports: &self.ports,
+            endpoints: &self.endpoints,
+            ipvs_weight: self.ipvs_weight,
+        }
+    }
 }
 
 /// A port number that the slice's endpoints serve under a Service port's name.
@@ -29,7 +51,7 @@ pub struct SlicePort {
 }
 
 /// One endpoint. Conditions are resolved to booleans as reference 3.1 says (a missing condition counts as good).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Endpoint {
     pub address: IpAddr,
     pub ready: bool,

@@ -23,6 +23,37 @@ impl fmt::Display for ObjectName {
     }
 }
 
+/// The UUID that an API server gives an object: 16 bytes, of which there are thousands, where the text takes 64.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Uid([u8; 16]);
+
+impl Uid {
+    /// `None`: not a UUID in the usual form, so no API server has made it.
+    pub fn parse(text: &str) -> Option<Uid> {
+        let digits = |it: &str| it.bytes().all(|it| matches!(it, b'0'..=b'9' | b'a'..=b'f'));
+        let groups = text.split('-');
+        let usual = groups.clone().map(str::len).eq([8, 4, 4, 4, 12]) && groups.clone().all(digits);
+        let number = usual.then(|| u128::from_str_radix(&groups.collect::<String>(), 16).ok());
+        number.flatten().map(|it| Uid(it.to_be_bytes()))
+    }
+}
+
+impl fmt::Display for Uid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let digits = format!("{:032x}", u128::from_be_bytes(self.0));
+        let group = |range| digits.get(range).unwrap_or_default();
+        write!(
+            f,
+            "{}-{}-{}-{}-{}",
+            group(0..8),
+            group(8..12),
+            group(12..16),
+            group(16..20),
+            group(20..32)
+        )
+    }
+}
+
 /// IP family; each has a table of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Family {
@@ -72,5 +103,21 @@ impl Protocol {
 impl fmt::Display for Protocol {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn uids_are_shown_as_they_were_read() {
+        let text = "0f6a2c1e-9b7d-4e3a-8c5f-00000000002a";
+        assert_eq!(Uid::parse(text).unwrap().to_string(), text);
+        for other in
+            ["", "u1", "0F6A2C1E-9b7d-4e3a-8c5f-00000000002a", "0f6a2c1e9b7d4e3a8c5f00000000002a"]
+        {
+            assert_eq!(Uid::parse(other), None, "{other:?}");
+        }
     }
 }

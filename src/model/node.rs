@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use super::name::Family;
 
 /// What the proxy needs of its own Node object.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Node {
     pub name: Arc<str>,
     /// InternalIPs in order, then ExternalIPs in order.
@@ -28,7 +28,7 @@ impl Node {
 }
 
 /// One ServiceCIDR object.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ServiceCidr {
     pub name: Arc<str>,
     pub cidrs: Vec<IpNet>,

@@ -29,21 +29,21 @@ pub(crate) fn service_port(name: &str, protocol: Protocol, number: u16) -> Servi
     ServicePort { name: name.into(), protocol, port: port(number), node_port: None }
 }
 
-pub(crate) fn family(cluster_ip: &str) -> ServiceFamily {
+pub(crate) fn family(cluster_ip: &str) -> Box<ServiceFamily> {
     let source_ranges = SourceRanges::Unrestricted;
-    ServiceFamily {
+    Box::new(ServiceFamily {
         cluster_ip: ip(cluster_ip),
         external_ips: vec![],
         load_balancer_ips: vec![],
         source_ranges,
-    }
+    })
 }
 
 /// A ClusterIP Service with the port "p80" 80/TCP.
 pub(crate) fn service(title: &str, cluster_ip: &str) -> Service {
     Service {
         name: name(title),
-        uid: "".into(),
+        uid: None,
         created: 0,
         v4: Some(cluster_ip).filter(|it| !it.contains(':')).map(family),
         v6: Some(cluster_ip).filter(|it| it.contains(':')).map(family),
@@ -52,6 +52,7 @@ pub(crate) fn service(title: &str, cluster_ip: &str) -> Service {
         internal_policy: TrafficPolicy::Cluster,
         external_policy: TrafficPolicy::Cluster,
         health_check_node_port: None,
+        ipvs_scheduler: None,
     }
 }
 
@@ -64,6 +65,7 @@ pub(crate) fn slice(title: &str, service: &str, endpoints: &[&str]) -> EndpointS
         family: endpoints.first().map_or(Family::V4, |it| Family::of(it.address)),
         ports: vec![SlicePort { name: "p80".into(), protocol: Protocol::Tcp, port: port(8080) }],
         endpoints,
+        ipvs_weight: None,
         trigger_time: None,
     }
 }
@@ -262,15 +264,16 @@ fn services() -> impl Strategy<Value = Service> {
             external_policy,
         )| Service {
             name: name(&format!("ns/s{number}")),
-            uid: "".into(),
+            uid: None,
             created,
-            v4,
-            v6,
+            v4: v4.map(Box::new),
+            v6: v6.map(Box::new),
             ports,
             affinity,
             internal_policy,
             external_policy,
             health_check_node_port: health.map(port),
+            ipvs_scheduler: None,
         },
     )
 }
@@ -338,6 +341,8 @@ fn slices() -> impl Strategy<Value = EndpointSlice> {
                 family,
                 ports: ports.collect(),
                 endpoints: endpoints.collect(),
+                // Slices of one number agree, whatever else changes.
+                ipvs_weight: (number % 2 == 1).then(|| port(3)),
                 trigger_time,
             }
         },

@@ -6,18 +6,19 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::name::{Family, ObjectName, Protocol};
+use super::name::{Family, ObjectName, Protocol, Uid};
+use super::scheduler::Scheduler;
 
 /// A Service that is to be proxied; headless, ExternalName and foreign ones never get this far.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Service {
     pub name: ObjectName,
-    /// `metadata.uid`, only to let Events refer to the object; empty when unknown.
-    pub uid: Arc<str>,
+    /// `metadata.uid`, only to let Events refer to the object.
+    pub uid: Option<Uid>,
     /// `metadata.creationTimestamp` in seconds since the epoch; the older of two claimants of one address wins.
     pub created: i64,
-    pub v4: Option<ServiceFamily>,
-    pub v6: Option<ServiceFamily>,
+    pub v4: Option<Box<ServiceFamily>>,
+    pub v6: Option<Box<ServiceFamily>>,
     pub ports: Vec<ServicePort>,
     /// ClientIP affinity: timeout in seconds.
     pub affinity: Option<u32>,
@@ -26,19 +27,30 @@ pub struct Service {
     pub external_policy: TrafficPolicy,
     /// Only for type LoadBalancer with externalTrafficPolicy Local (reference 2.7).
     pub health_check_node_port: Option<NonZeroU16>,
+    /// Annotation `kube-ferry/ipvs-scheduler`: who picks the endpoint in IPVS mode.
+    pub ipvs_scheduler: Option<Scheduler>,
 }
 
 impl Service {
+    /// Bytes on the heap, about.
+    pub(super) fn heap_bytes(&self) -> usize {
+        let families = [&self.v4, &self.v6].into_iter().flatten();
+        let addresses = |it: &ServiceFamily| it.external_ips.len() + it.load_balancer_ips.len();
+        let families =
+            families.map(|it| size_of::<ServiceFamily>() + addresses(it) * size_of::<IpAddr>());
+        self.ports.capacity() * size_of::<ServicePort>() + families.sum::<usize>()
+    }
+
     pub fn family(&self, family: Family) -> Option<&ServiceFamily> {
         match family {
-            Family::V4 => self.v4.as_ref(),
-            Family::V6 => self.v6.as_ref(),
+            Family::V4 => self.v4.as_deref(),
+            Family::V6 => self.v6.as_deref(),
         }
     }
 }
 
 /// The addresses of a Service in one family. A Service without a cluster IP in a family does not exist in it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ServiceFamily {
     pub cluster_ip: IpAddr,
     /// Sorted, without duplicates.
@@ -49,7 +61,7 @@ pub struct ServiceFamily {
 }
 
 /// Who may reach the load-balancer addresses (reference 2.5).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum SourceRanges {
     Unrestricted,
     /// Host bits masked off, sorted, never empty, no prefix of length zero.
@@ -57,7 +69,7 @@ pub enum SourceRanges {
 }
 
 /// One port of a Service. Identity within the Service is (name, protocol).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ServicePort {
     /// Empty for the unnamed port.
     pub name: Arc<str>,

@@ -18,7 +18,7 @@ use change::Undo;
 use groups::Groups;
 use pending::Pending;
 use plan::{Planner, Unclaimed};
-use programmed::{Claim, Programmed};
+use programmed::{Claim, Services};
 use rows::RowId;
 use table::TableState;
 
@@ -43,7 +43,7 @@ pub struct Compiler {
     tables: BTreeMap<Family, TableState>,
     /// Tables of families that are not proxied (any more).
     doomed: BTreeSet<Family>,
-    services: FxHashMap<Owner, Programmed>,
+    services: Services,
     claims: FxHashMap<Claim, Owner>,
     /// How many Services have a shared row.
     shared: FxHashMap<(SetName, IpAddr), u32>,
@@ -79,7 +79,7 @@ impl Compiler {
             groups: families.iter().map(|it| (*it, Groups::default())).collect(),
             program,
             doomed: BTreeSet::new(),
-            services: FxHashMap::default(),
+            services: Services::default(),
             claims: FxHashMap::default(),
             shared: FxHashMap::default(),
             timeouts: BTreeMap::new(),
@@ -116,7 +116,7 @@ impl Compiler {
     /// An address and port that another Service still holds goes over to this one.
     pub fn stage(&mut self, owner: Owner, forwarding: &ServiceForwarding) {
         self.take_over_claims(owner, forwarding);
-        let old = self.services.get(&owner).cloned().unwrap_or_default();
+        let old = self.services.get(owner);
         let mut planner = Planner {
             owner,
             unclaimed: &self.unclaimed,
@@ -139,6 +139,20 @@ impl Compiler {
     pub fn stage_service_cidrs(&mut self, family: Family, cidrs: &[IpNet]) {
         let keys = IpNet::aggregate(&cidrs.to_vec()).into_iter().map(Key::Range).collect();
         self.stage_plain(family, SetName::ServiceCidrs, keys);
+    }
+
+    /// Addresses that are local although no Service has them any more (only used by programs for IPVS).
+    pub fn stage_ipvs_draining(&mut self, family: Family, addresses: &BTreeSet<IpAddr>) {
+        let of_family = addresses.iter().filter(|it| Family::of(**it) == family);
+        let keys = of_family.map(|it| Key::Address(*it)).collect();
+        self.stage_plain(family, SetName::IpvsDraining, keys);
+    }
+
+    /// Whether the kernel is believed to know this for a cluster IP; to be asked before anything is staged.
+    pub fn has_cluster_ip(&self, address: IpAddr) -> bool {
+        let set = SetName::ClusterIps;
+        let id = RowId { family: Family::of(address), set, key: Key::Address(address) };
+        self.shared.contains_key(&(set, address)) || self.unclaimed.contains_key(&id)
     }
 
     /// Deletes what the kernel has and nobody asked for. To be called when everything was staged once after `adopt`.
@@ -212,6 +226,11 @@ impl Compiler {
         self.pending.clear();
         self.tables.values_mut().for_each(TableState::rollback);
         self.groups.values_mut().for_each(Groups::rollback);
+    }
+
+    /// Bytes on the heap, about: of what is programmed for Services, which is nearly all of it.
+    pub fn heap_bytes(&self) -> usize {
+        self.services.heap_bytes() + self.claims.capacity() * size_of::<(Claim, Owner)>()
     }
 
     /// How many elements each set has room for; sets without a limit are left out.

@@ -103,6 +103,10 @@ pub enum SetName {
     StickyEndpoints,
     /// saddr . group : handle, dynamic, with timeouts. Written by packets.
     Affinity,
+    /// F: cluster IPs that IPVS serves. Only in IPVS mode.
+    IpvsServices,
+    /// daddr: addresses of virtual servers that are on their way out. Only in IPVS mode.
+    IpvsDraining,
 }
 
 /// Every chain of a family's table.
@@ -124,6 +128,7 @@ pub enum Chain {
     ServiceEndpointsCheck,
     NodePortEndpointsCheck,
     ClusterIpsCheck,
+    LocalClusterIpsCheck,
     Reject,
     // Programs, one for each number of slots.
     /// Draws an endpoint of F.
@@ -283,8 +288,10 @@ pub struct Rule(pub Vec<Statement>);
 pub enum Statement {
     /// `ct state new`
     CtStateNew,
-    /// `ct status dnat`
-    CtStatusDnat,
+    /// `ct status dnat`, or `ct status ! dnat`
+    CtStatusDnat {
+        negated: bool,
+    },
     /// `ip daddr 10.0.0.0/8`, or `!=`
     AddressIn {
         field: Field,
@@ -513,6 +520,7 @@ impl fmt::Display for Chain {
             Chain::ServiceEndpointsCheck => f.write_str("service-endpoints-check"),
             Chain::NodePortEndpointsCheck => f.write_str("nodeport-endpoints-check"),
             Chain::ClusterIpsCheck => f.write_str("cluster-ips-check"),
+            Chain::LocalClusterIpsCheck => f.write_str("local-cluster-ips-check"),
             Chain::Reject => f.write_str("reject-chain"),
             Chain::Pick(slots) => write!(f, "pick-{}", slots.count()),
             Chain::External(slots) => write!(f, "external-{}", slots.count()),

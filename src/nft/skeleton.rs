@@ -11,7 +11,7 @@ mod sets;
 
 pub use chains::{ChainSpec, chains, remember};
 pub use hooks::{TABLE_COMMENT, base_hook, comment};
-pub use sets::{sets, spec};
+pub use sets::{is_used, sets, spec};
 
 /// The settings that the program depends on; fixed while the process runs, but for a change of detectors.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +20,8 @@ pub struct Program {
     pub masquerade_mark: u32,
     /// Masquerade all traffic to cluster IPs.
     pub masquerade_all: bool,
+    /// Cluster IPs are local addresses, and endpoints are virtual servers on them (see [`crate::ipvs`]).
+    pub ipvs: bool,
     /// The families that have a table.
     pub families: Vec<Family>,
     pub v4: FamilyProgram,
@@ -75,6 +77,7 @@ pub(crate) mod tests {
         Program {
             masquerade_mark: 0x4000,
             masquerade_all: false,
+            ipvs: false,
             families: Family::ALL.to_vec(),
             v4: family("10.0.0.0/8"),
             v6: family("fd00:10::/64"),

@@ -295,6 +295,10 @@ impl Table {
             }
         }
         for (set, (size, rows)) in &self.sets {
+            if !skeleton::is_used(*set, program) {
+                table.unknown.push(format!("set {}", set.name()));
+                continue;
+            }
             table.sets.push((*set, *size));
             if *set != SetName::Affinity {
                 table.elements.extend(rows.iter().map(|(key, value)| (*set, *key, *value)));

@@ -1,5 +1,6 @@
 //! `discovery.k8s.io/v1` EndpointSlice, reference sections 1.2, 1.3 and 3.
 
+use std::num::NonZeroU16;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -49,7 +50,7 @@ pub fn endpoint_slice(
         return Converted::unusable(report.whole("invalid-name", message));
     }
     let service =
-        ObjectName { namespace: Arc::clone(&report.name.namespace), name: interner.text(service) };
+        ObjectName { namespace: Arc::clone(&report.name.namespace), name: service.into() };
     let ports = ports(raw, interner, &mut report);
     let endpoints = endpoints(context, family, raw, interner, &mut report);
     if ports.len().saturating_mul(endpoints.len()) > PRODUCT_LIMIT {
@@ -58,8 +59,22 @@ pub fn endpoint_slice(
         return Converted::unusable(report.whole("too-large", message));
     }
     let (name, trigger_time) = (report.name.clone(), trigger_time(raw));
-    let slice = EndpointSlice { name, service, family, ports, endpoints, trigger_time };
+    let ipvs_weight = ipvs_weight(raw, &mut report);
+    let slice =
+        EndpointSlice { name, service, family, ports, endpoints, ipvs_weight, trigger_time };
     Converted { change: Change::SliceApplied(slice), skipped: report.finish(), ignored: None }
+}
+
+fn ipvs_weight(raw: &raw::EndpointSlice, report: &mut Report) -> Option<NonZeroU16> {
+    const NAME: &str = "kube-ferry/ipvs-weight";
+    let weight = report.field(NAME, &raw.metadata.annotations.given()?.ipvs_weight)?;
+    let number = weight.parse().ok().filter(|_| weight.bytes().all(|it| it.is_ascii_digit()));
+    if number.is_none() {
+        report.skip("invalid-annotation", || {
+            format!("{NAME} {:?} is no number from 1 to 65535; 1 is used", excerpt(weight))
+        });
+    }
+    number
 }
 
 fn trigger_time(raw: &raw::EndpointSlice) -> Option<i128> {

@@ -222,6 +222,12 @@ pub struct Labels {
 pub struct Annotations {
     #[serde(rename = "endpoints.kubernetes.io/last-change-trigger-time")]
     pub last_change_trigger_time: Field<String>,
+    /// Ours, on Services.
+    #[serde(rename = "kube-ferry/ipvs-scheduler")]
+    pub ipvs_scheduler: Field<String>,
+    /// Ours, on EndpointSlices.
+    #[serde(rename = "kube-ferry/ipvs-weight")]
+    pub ipvs_weight: Field<String>,
 }
 
 object_shape!(

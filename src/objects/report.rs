@@ -34,12 +34,8 @@ impl Report {
                     .to_owned();
             return Err(Skipped { resource, name: shown, reason: "invalid-name", message });
         }
-        let name = match resource {
-            // Services are named by their slices too; other names occur once, sharing them would only cost.
-            Resource::Service => interner.text(name),
-            Resource::EndpointSlice | Resource::Node | Resource::ServiceCidr => name.into(),
-        };
-        let name = ObjectName { namespace: interner.text(namespace), name };
+        // Names of objects differ, sharing them would only cost; the cluster's state keeps each once.
+        let name = ObjectName { namespace: interner.text(namespace), name: name.into() };
         Ok(Report { resource, name, skipped: Vec::new(), untold: 0 })
     }
 

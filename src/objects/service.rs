@@ -11,7 +11,8 @@ use jiff::Timestamp;
 use super::report::{Report, excerpt, is_name};
 use super::{Context, Converted, Interner, PRODUCT_LIMIT, raw};
 use crate::model::{
-    Change, Family, Protocol, Resource, Service, ServicePort, Skipped, TrafficPolicy,
+    Change, Family, Protocol, Resource, Scheduler, Service, ServicePort, Skipped, TrafficPolicy,
+    Uid,
 };
 pub(super) use addresses::usable_ip;
 use addresses::{Addresses, cluster_ips};
@@ -84,12 +85,12 @@ fn convert(
     }
     let family = |wanted| {
         let cluster_ip = *cluster_ips.iter().find(|it| Family::of(**it) == wanted)?;
-        Some(addresses.family(wanted, cluster_ip))
+        Some(Box::new(addresses.family(wanted, cluster_ip)))
     };
     let (v4, v6) = (family(Family::V4), family(Family::V6));
     Ok(Service {
         name: report.name.clone(),
-        uid: raw.metadata.uid.text().into(),
+        uid: Uid::parse(raw.metadata.uid.text()),
         created: created(&raw.metadata),
         v4,
         v6,
@@ -102,12 +103,25 @@ fn convert(
         ),
         external_policy,
         health_check_node_port: health_check_node_port(spec, external_policy, report),
+        ipvs_scheduler: ipvs_scheduler(raw, report),
     })
 }
 
 /// One whose age is unknown (a hand-written manifest) is younger than all others: it takes no address from them.
 fn created(meta: &raw::Meta) -> i64 {
     Timestamp::from_str(meta.creation_timestamp.text()).map_or(i64::MAX, Timestamp::as_second)
+}
+
+fn ipvs_scheduler(raw: &raw::Service, report: &mut Report) -> Option<Scheduler> {
+    const NAME: &str = "kube-ferry/ipvs-scheduler";
+    let name = report.field(NAME, &raw.metadata.annotations.given()?.ipvs_scheduler)?;
+    let scheduler = Scheduler::new(name);
+    if scheduler.is_none() {
+        report.skip("invalid-annotation", || {
+            format!("{NAME} {:?} is no name of a scheduler; the default is used", excerpt(name))
+        });
+    }
+    scheduler
 }
 
 fn ports(

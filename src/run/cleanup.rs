@@ -5,14 +5,21 @@
 //!
 //! A step that fails is told and does not keep the next ones from being tried.
 
+mod ipvs;
+mod tell;
+
+use std::fmt::Display;
+
 use tracing::{error, info, warn};
 
 use crate::config::CleanupOf;
 use crate::kernel::lock::NamespaceLock;
-use crate::kernel::{KernelError, LegacyTables, OtherTables};
+use crate::kernel::{Ipsets, LegacyTables, OtherTables};
 use crate::leftovers::{self, Removal, Table};
 use crate::model::Family;
 use crate::nft::schema::TABLE;
+
+pub(super) use tell::tell_of_leftovers;
 
 /// Removes what was asked for. An error if something of it is left.
 pub(super) fn cleanup(whose: CleanupOf) -> anyhow::Result<()> {
@@ -23,6 +30,7 @@ pub(super) fn cleanup(whose: CleanupOf) -> anyhow::Result<()> {
         CleanupOf::KubeFerry => (true, false),
     };
     let _alone = if ours { lock()? } else { None };
+    cleanup.virtual_servers(whose);
     if kube_proxys {
         cleanup.kube_proxys();
     }
@@ -46,6 +54,27 @@ impl Cleanup {
         self.iptables();
         self.legacy_iptables();
         self.tables(leftovers::NFTABLES_TABLE);
+        // Rules refer to them, so they come after the chains.
+        self.ipsets();
+    }
+
+    fn ipsets(&mut self) {
+        let names = Family::ALL.into_iter().flat_map(leftovers::ipsets).collect();
+        match Ipsets::new().and_then(|mut it| it.destroy(names)) {
+            Ok(destroyed) => {
+                if !destroyed.destroyed.is_empty() {
+                    let names = destroyed.destroyed.join(" ");
+                    self.removed(&format!("the ipsets {names}"));
+                }
+                for name in destroyed.in_use {
+                    self.kept += 1;
+                    warn!(
+                        "kept the ipset {name}: a rule that is not kube-proxy's uses it; remove that one first"
+                    );
+                }
+            }
+            Err(error) => self.failed("ipsets", &error),
+        }
     }
 
     /// The tables of that name.
@@ -128,7 +157,7 @@ impl Cleanup {
         info!("removed {what}");
     }
 
-    fn failed(&mut self, what: &str, error: &KernelError) {
+    fn failed(&mut self, what: &str, error: &dyn Display) {
         self.failed += 1;
         error!("{what}: {error}");
     }
@@ -162,7 +191,8 @@ fn lock() -> anyhow::Result<Option<NamespaceLock>> {
             let holder = NamespaceLock::holder().ok().flatten();
             let holder = holder.map(|it| format!(" ({it})")).unwrap_or_default();
             anyhow::bail!(
-                "kube-ferry still runs in this network namespace{holder}: end it first, or it brings its tables back"
+                "kube-ferry still runs in this network namespace{holder}: end it first, or it brings its tables back; \
+                 beside it, --cleanup-of=kube-proxy removes what kube-proxy left"
             )
         }
         Err(why) => {

@@ -8,8 +8,10 @@ use anyhow::Context as _;
 use super::print;
 use super::start::{self, RESOURCES};
 use crate::config::{Config, DryRun};
+use crate::ipvs;
+use crate::ipvs::schema::{Observed, Op};
 use crate::kernel::netlink::NetlinkKernel;
-use crate::kernel::{Addresses, Kernel as _};
+use crate::kernel::{Addresses, Ipvs as _, IpvsError, Kernel as _, NetlinkIpvs};
 use crate::model::{Change, Cluster, Family};
 use crate::nft::render;
 use crate::nft::schema::{Batch, ObservedTable};
@@ -26,27 +28,38 @@ pub(super) fn dry_run(config: &Config, kind: DryRun) -> anyhow::Result<()> {
     read_objects(config, &mut engine)?;
     match kind {
         DryRun::Ruleset => {
-            let batch = whole_batch(&mut engine, BTreeMap::new());
+            let (batch, _) = whole_batch(&mut engine, BTreeMap::new(), Observed::default());
             let mut tables = Tables::default();
             tables.apply(&batch).map_err(|refusals| {
                 anyhow::anyhow!("the ruleset contradicts itself: {refusals:?}")
             })?;
             print(&render::ruleset(&tables));
+            print_servers(&engine);
         }
         DryRun::Diff => {
             let mut kernel = NetlinkKernel::new().context("cannot read nftables")?;
             let observed = kernel.observe(engine.program()).context("cannot read our tables")?;
-            print(&render::batch(&whole_batch(&mut engine, observed)));
+            let servers = observed_servers(config).context("cannot read virtual servers")?;
+            let (batch, servers) = whole_batch(&mut engine, observed, servers);
+            print(&render::batch(&batch));
+            print_ops(&servers);
         }
         DryRun::Kernel => {
             let mut kernel = NetlinkKernel::new().context("cannot ask nftables")?;
             let observed = kernel.observe(engine.program()).context("cannot read our tables")?;
-            let batch = whole_batch(&mut engine, observed);
+            let servers = observed_servers(config).context("cannot read virtual servers")?;
+            let (batch, servers) = whole_batch(&mut engine, observed, servers);
             kernel.validate(&batch).context("the kernel refuses the ruleset")?;
             print(&format!(
                 "The kernel accepts all {} operations; nothing was changed.",
                 batch.len()
             ));
+            if !servers.is_empty() {
+                print(&format!(
+                    "IPVS cannot check anything beforehand: {} operations on virtual servers and addresses are not tried.",
+                    servers.len()
+                ));
+            }
         }
     }
     Ok(())
@@ -59,8 +72,7 @@ fn read_objects(config: &Config, engine: &mut Engine) -> anyhow::Result<()> {
     engine.apply(Change::HostAddresses(addresses));
     let (runtime, thread) = super::start_runtime()?;
     let source = start::open(config, &runtime, None)?;
-    let (sender, mut changes) =
-        watch::channel(MOST_CHANGES).context("cannot start the queue of changes")?;
+    let (sender, mut changes) = watch::channel(MOST_CHANGES);
     let (recorder, outbox) = watch::recorder(config.node_name.clone());
     runtime.spawn(outbox.log());
     let watching = Watching {
@@ -82,15 +94,61 @@ fn read_objects(config: &Config, engine: &mut Engine) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Everything in one batch, however large: nothing is written, so nobody waits for it.
-fn whole_batch(engine: &mut Engine, observed: BTreeMap<Family, ObservedTable>) -> Batch {
+/// Everything in one batch, however large: nothing is written, so nobody waits for it. With what is to be done to
+/// virtual servers and addresses, before it and after it.
+fn whole_batch(
+    engine: &mut Engine,
+    observed: BTreeMap<Family, ObservedTable>,
+    servers: Observed,
+) -> (Batch, Vec<Op>) {
     engine.observed(observed);
-    let mut whole = Batch::default();
+    engine.servers_observed(servers);
+    let (mut whole, mut ops) = (Batch::default(), Vec::new());
     loop {
+        let before = engine.plan_servers();
+        engine.servers_changed(&before, &[]);
         whole.0.extend(engine.plan().0);
+        let after = engine.plan_servers_after();
+        engine.servers_changed(&after, &[]);
         engine.committed();
+        ops.extend(before.0.into_iter().chain(after.0).map(|(_, op)| op));
         if !engine.has_work() {
-            return whole;
+            return (whole, ops);
         }
+    }
+}
+
+/// What is there now, in IPVS mode.
+fn observed_servers(config: &Config) -> Result<Observed, IpvsError> {
+    match &config.ipvs {
+        Some(settings) => NetlinkIpvs::new(settings.exclude_cidrs.clone())?.observe(),
+        None => Ok(Observed::default()),
+    }
+}
+
+/// As comments, so that all of the output is input for nft. Without the prefixes they are input for `ipvsadm -R` and
+/// `ip -batch -`.
+fn print_servers(engine: &Engine) {
+    let Some(servers) = engine.servers() else { return };
+    let (servers, addresses) = servers.believed();
+    let lines = ipvs::render::servers(&servers);
+    let servers = lines.lines().map(|it| format!("#ipvsadm {it}"));
+    let lines = ipvs::render::addresses(addresses);
+    let addresses = lines.lines().map(|it| format!("#ip {it}"));
+    servers.chain(addresses).for_each(|it| print(&it));
+}
+
+fn print_ops(ops: &[Op]) {
+    for op in ops {
+        let program = match op {
+            Op::BindAddress(_) | Op::UnbindAddress(_) => "ip",
+            Op::AddServer(..)
+            | Op::SetServer(..)
+            | Op::DeleteServer(_)
+            | Op::AddDestination(..)
+            | Op::SetDestination(..)
+            | Op::DeleteDestination(..) => "ipvsadm",
+        };
+        print(&format!("#{program} {op}"));
     }
 }

@@ -11,18 +11,18 @@ use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 
 use super::turn::Turn;
-use super::{Ending, Shell, Stop};
+use super::{Ending, Shell, Stop, cleanup};
 use crate::config::{Config, NodePortSelector, Source};
 use crate::conntrack::Sweep;
 use crate::kernel::netlink::NetlinkKernel;
-use crate::kernel::{Addresses, Conntrack, KernelError};
+use crate::kernel::{Addresses, Conntrack, Ipvs as _, IpvsError, KernelError, NetlinkIpvs};
 use crate::model::{Change, Cluster, Family, Resource};
 use crate::objects::Context;
 use crate::serve::{Metrics, NodePortHealth, SharedHealth, Start};
 use crate::sync::engine::Engine;
 use crate::sync::facts::{Live, Settings};
 use crate::sync::pace::Pace;
-use crate::sync::{HealthChecks, Ports, Sync};
+use crate::sync::{Balancing, HealthChecks, Ports, Sync};
 use crate::watch::{
     self as watching, ApiClient, ConnectionPace, Notice, NoticeKind, Outbox, Recorder, Regarding,
     RequestSeen, Server, SideSender, WatchPace, Watching,
@@ -54,13 +54,15 @@ pub(super) fn sync(shell: &Shell, outbox: Outbox) -> anyhow::Result<()> {
     if config.own_tables {
         own_tables(&mut kernel).context("cannot program nftables")?;
     }
+    cleanup::tell_of_leftovers();
+    step("preparing IPVS");
+    let balancing = balancing(config).context("cannot program IPVS")?;
     step("reading the host's addresses");
     let addresses = Addresses::new().context("cannot read the host's addresses")?;
     step("reading the credentials for the API server, or the directory of manifests");
     let source = open_source(config, shell)?;
     step("starting the watches");
-    let (sender, changes) =
-        watching::channel(QUEUE).context("cannot start the queue of changes")?;
+    let (sender, changes) = watching::channel(QUEUE);
     let recorder = shell.recorder.clone();
     start_events(shell, &source, outbox, &recorder);
     // The addresses are queued before anything else: nothing is written before all lists are there, so the loop knows
@@ -87,9 +89,12 @@ pub(super) fn sync(shell: &Shell, outbox: Outbox) -> anyhow::Result<()> {
     };
     let pace = Pace::new(config.min_sync_period, config.sync_period);
     let engine = Engine::new(shell.live.borrow().settings.clone(), Cluster::new(&RESOURCES));
-    let sync = Sync::new(engine, kernel, pace, changes, ports, config.sync_period)
+    let mut sync = Sync::new(engine, kernel, pace, changes, ports, config.sync_period)
         .wait_for_turn(move || turn.has_come())
         .follow(shell.live.subscribe());
+    if let Some(balancing) = balancing {
+        sync = sync.balance(balancing);
+    }
     match (&config.source, &config.node_ports) {
         (Source::ApiServer(_), NodePortSelector::Primary) => {
             sync.wait_for_node(NODE_PATIENCE).run()
@@ -100,6 +105,31 @@ pub(super) fn sync(shell: &Shell, outbox: Outbox) -> anyhow::Result<()> {
         error!("the thread that deletes stale conntrack entries panicked");
     }
     Ok(())
+}
+
+/// In IPVS mode the host is made ready for it; in nftables mode what is left of IPVS mode drains, if there is anything.
+fn balancing(config: &Config) -> Result<Option<Balancing>, IpvsError> {
+    let (drain, period) = (config.ipvs_drain, config.ipvs_sync_period);
+    if let Some(settings) = &config.ipvs {
+        let mut ipvs = NetlinkIpvs::new(settings.exclude_cidrs.clone())?;
+        ipvs.prepare(settings)?;
+        return Ok(Some(Balancing::new(Box::new(ipvs), Some(settings.clone()), drain, period)));
+    }
+    let left = || -> Result<Option<NetlinkIpvs>, IpvsError> {
+        let mut ipvs = NetlinkIpvs::new(Vec::new())?;
+        Ok(ipvs.interface_is_ours()?.is_some_and(|ours| ours).then_some(ipvs))
+    };
+    match left() {
+        Ok(Some(ipvs)) => {
+            info!("the interface kube-ipvs0 is left of IPVS mode; its virtual servers drain");
+            Ok(Some(Balancing::new(Box::new(ipvs), None, drain, period)))
+        }
+        Ok(None) => Ok(None),
+        Err(failure) => {
+            warn!(%failure, "it is not known whether something of IPVS mode is left");
+            Ok(None)
+        }
+    }
 }
 
 fn own_tables(kernel: &mut NetlinkKernel) -> Result<(), KernelError> {

@@ -11,7 +11,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::response::Response;
 use axum::routing::any;
-use http::{HeaderName, Method, StatusCode, header};
+use http::{HeaderMap, HeaderName, Method, StatusCode, header};
 use jiff::Timestamp;
 use tracing::{debug, info, warn};
 
@@ -116,6 +116,7 @@ fn health_response(answer: Answer) -> Response {
 /// What the metrics server shows besides the metrics.
 #[derive(Debug)]
 pub struct Pages {
+    proxy_mode: &'static str,
     metrics: Metrics,
     /// Answers of `/healthz` since the start or the last DELETE of `/metrics/slis`.
     pings: AtomicU64,
@@ -129,7 +130,9 @@ pub struct Pages {
 }
 
 /// What `/proxyMode` says: the backend that is at work, whatever name it was asked for by.
-const PROXY_MODE: &str = "nftables";
+fn proxy_mode(config: &Config) -> &'static str {
+    if config.ipvs.is_some() { "ipvs" } else { "nftables" }
+}
 
 impl Pages {
     pub fn new(
@@ -139,6 +142,7 @@ impl Pages {
     ) -> Result<Self, serde_json::Error> {
         Ok(Pages {
             metrics,
+            proxy_mode: proxy_mode(config),
             pings: AtomicU64::new(0),
             configz: RwLock::new(configz(config)?),
             profiling: AtomicBool::new(config.profiling),
@@ -250,7 +254,7 @@ pub fn metrics_router(pages: Arc<Pages>) -> Router {
     let mut router = Router::new()
         .route("/metrics", page(|pages, _| pages.metrics_page()))
         .route("/metrics/slis", page(Pages::slis))
-        .route("/proxyMode", page(|_, _| respond(StatusCode::OK, TEXT, PROXY_MODE)))
+        .route("/proxyMode", page(|pages, _| respond(StatusCode::OK, TEXT, pages.proxy_mode)))
         .route(
             "/configz",
             page(|pages, _| respond(StatusCode::OK, "application/json", pages.configz())),
@@ -270,17 +274,33 @@ pub fn metrics_router(pages: Arc<Pages>) -> Router {
                 verbosity.set_verbosity(&method, &body)
             }),
         );
+    let plain = |answer: fn(&Pages) -> String| {
+        let pages = pages.clone();
+        any(move |headers: HeaderMap| async move {
+            if takes_text(&headers) {
+                respond(StatusCode::OK, TEXT, answer(&pages))
+            } else {
+                let said = "media type not acceptable, must be: text/plain\n";
+                respond(StatusCode::NOT_ACCEPTABLE, TEXT, said)
+            }
+        })
+    };
     if pages.statusz {
-        router = router.route(
-            "/statusz",
-            page(|pages, _| respond(StatusCode::OK, TEXT, pages.statusz_page())),
-        );
+        router = router.route("/statusz", plain(Pages::statusz_page));
     }
     if pages.flags {
-        router = router
-            .route("/flagz", page(|pages, _| respond(StatusCode::OK, TEXT, pages.flagz.clone())));
+        router = router.route("/flagz", plain(|pages| pages.flagz.clone()));
     }
     router.fallback(not_found)
+}
+
+/// `/statusz` and `/flagz` are text for people; who asks for Kubernetes' structured form is told that there is none.
+fn takes_text(headers: &HeaderMap) -> bool {
+    let accepted: Vec<&str> =
+        headers.get_all(header::ACCEPT).iter().filter_map(|it| it.to_str().ok()).collect();
+    let kind = |item: &str| item.split(';').next().unwrap_or_default().trim().to_owned();
+    let mut kinds = accepted.iter().flat_map(|it| it.split(',')).map(kind);
+    accepted.is_empty() || kinds.any(|it| matches!(it.as_str(), "text/plain" | "text/*" | "*/*"))
 }
 
 const TEXT: &str = "text/plain; charset=utf-8";

@@ -184,6 +184,11 @@ impl Metrics {
         self.families.conflicts.set(number(claims));
     }
 
+    /// Services whose rules the kernel refuses.
+    pub fn refused_services(&self, services: usize) {
+        self.families.refused_services.set(number(services));
+    }
+
     // The kernel.
 
     /// Rows of a set were written in a committed batch.
@@ -227,6 +232,27 @@ impl Metrics {
         self.families.drift_repairs.with_label_values(&[label(family)]).inc();
     }
 
+    /// A batch of operations on virtual servers was carried out, but for those that were refused.
+    pub fn ipvs_operations(&self, done: usize, refused: usize, took: Duration) {
+        for (result, operations) in [("done", done), ("refused", refused)] {
+            let operations = u64::try_from(operations).unwrap_or(u64::MAX);
+            self.families.ipvs_operations.with_label_values(&[result]).inc_by(operations);
+        }
+        self.families.ipvs_duration.observe(took.as_secs_f64());
+    }
+
+    /// What IPVS has of ours.
+    pub fn ipvs_servers(&self, servers: usize, destinations: usize, draining: usize) {
+        self.families.ipvs_servers.set(number(servers));
+        self.families.ipvs_destinations.set(number(destinations));
+        self.families.ipvs_draining.set(number(draining));
+    }
+
+    /// A Service has the default scheduler because the kernel lacks its own.
+    pub fn ipvs_scheduler_missing(&self) {
+        self.families.ipvs_schedulers_missing.inc();
+    }
+
     /// Stale flows of this family were looked for.
     pub fn conntrack_reconciled(&self, family: Family, deleted: u64, took: Duration) {
         let family = [label(family)];
@@ -252,6 +278,11 @@ impl Metrics {
     }
 
     // Answers.
+
+    /// How much a room of the program has on the heap, about.
+    pub fn memory(&self, room: &str, bytes: usize) {
+        self.families.memory.with_label_values(&[room]).set(number(bytes));
+    }
 
     /// `/healthz` was answered with this HTTP status.
     pub fn healthz_answered(&self, code: u16) {

@@ -61,14 +61,7 @@ impl Start {
 ///
 /// The Node's eligibility is not considered: rules of a node that is going away are as good as any.
 pub fn readyz(start: &Start, report: &Report) -> Answer {
-    let mut missing = start.missing();
-    if missing.is_empty() && !report.healthy {
-        missing.extend(report.stalled().map(|family| {
-            format!(
-                "changes of {family} wait to be programmed for longer than twice the sync period"
-            )
-        }));
-    }
+    let missing = missing(start, report);
     let ready = missing.is_empty();
     let body = Body { current_time: Time(report.now), ready, missing };
     Answer {
@@ -76,6 +69,20 @@ pub fn readyz(start: &Start, report: &Report) -> Answer {
         // Serialising this type cannot fail: no maps with odd keys, no foreign code.
         body: serde_json::to_string(&body).unwrap_or_default(),
     }
+}
+
+/// What this node lacks of being programmed by this process, one item each.
+pub fn missing(start: &Start, report: &Report) -> Vec<String> {
+    if report.standing_by {
+        return vec!["the end of the other kube-ferry that programs this node".to_owned()];
+    }
+    let mut missing = start.missing();
+    if missing.is_empty() {
+        missing.extend(report.stalled().map(|family| {
+            format!("changes of {family}, which have waited for longer than twice the sync period")
+        }));
+    }
+    missing
 }
 
 #[derive(Serialize)]
@@ -124,8 +131,15 @@ mod tests {
         let answer = |secs| readyz(&Start::Done, &health.report(at(secs)));
         assert_eq!(answer(60).code, 200);
         assert_eq!(answer(61).code, 503);
-        assert!(answer(61).body.contains("changes of IPv6 wait"), "{}", answer(61).body);
+        assert!(answer(61).body.contains("changes of IPv6, which"), "{}", answer(61).body);
         assert!(!answer(61).body.contains("IPv4"));
+    }
+
+    #[test]
+    fn who_stands_by_is_not_ready() {
+        let mut health = Health::new(Duration::from_secs(30));
+        health.standing_by(true);
+        check(&Start::FirstSync(3), &health, 503, "[\"the end of the other kube-ferry");
     }
 
     #[track_caller]

@@ -6,21 +6,33 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
+use self::servers::{Picked, Servers};
 use super::facts::Settings;
 use super::report::HealthChecks;
 use super::results::{Lacking, Outcome, Results};
 use crate::forward::{Conflict, Forwarder};
-use crate::kernel::Rejection;
+use crate::ipvs::compile::Compiler as ServerCompiler;
+use crate::ipvs::schema::{Batch as ServerBatch, Observed, ServerKey};
+use crate::kernel::{ObservedConnections, Refused, Rejection};
 use crate::model::{Change, Cluster, Family, ServiceId, Touched};
 use crate::nft::compile::{Compiler, Limit, RowCounts};
 use crate::nft::schema::{Batch, ObservedTable, Owner, SetName};
 use crate::nft::skeleton::{NodePortAddresses, Program};
 use crate::serve::HealthCheck;
 
+pub use self::servers::ServerLimit;
+
+mod servers;
+
 /// Rows in one batch while a lot is to be written. Other users of nf_tables on the host wait while a batch commits
 /// (it holds the namespace's commit mutex), so one batch should take some ten milliseconds at most.
 const BATCH_ROWS: usize = 8_000;
+
+/// Operations on IPVS between two batches, about; each is carried out on its own, so this is no longer pause for anybody,
+/// but changes wait for it.
+const BATCH_SERVERS: usize = 4_000;
 
 /// Rows in one batch after the kernel had no room for larger ones.
 const FEWEST_BATCH_ROWS: usize = 64;
@@ -51,6 +63,8 @@ pub struct Engine {
     unwritten: BTreeSet<ServiceId>,
     /// In the batch that is under way.
     in_flight: Vec<ServiceId>,
+    /// Virtual servers: in IPVS mode, and in nftables mode while there are any left of it.
+    servers: Option<Servers>,
     /// Services whose rows the kernel refused; left as they were until they change or are tried again.
     refused: BTreeMap<ServiceId, Rejection>,
     /// At most that many Services in the next batch; shrinks to find a Service that the kernel refuses without
@@ -106,6 +120,10 @@ impl Engine {
         let forwarder = Forwarder::new(crate::forward::Settings { node_ip: settings.node_ip });
         Engine {
             program: settings.program(cluster.node()),
+            servers: settings
+                .ipvs
+                .as_ref()
+                .map(|it| Servers::new(Some(it.split.clone()), it.drain)),
             settings,
             cluster,
             forwarder,
@@ -189,7 +207,8 @@ impl Engine {
                 || self.facts_changed
                 || !self.touched.services.is_empty()
                 || !self.urgent.is_empty()
-                || !self.unwritten.is_empty())
+                || !self.unwritten.is_empty()
+                || self.servers.as_ref().is_some_and(Servers::has_work))
     }
 
     /// Services that wait to be written.
@@ -215,14 +234,25 @@ impl Engine {
         }
         self.compiler = Some(Compiler::adopt(self.program.clone(), tables));
         let mut expected = RowCounts::default();
-        for (_, forwarding) in self.forwarder.forwardings() {
-            expected.expect(forwarding);
+        for service in self.forwarder.services() {
+            let forwarding = self.forwarder.forwarding(&self.cluster, service);
+            let families = &self.program.families;
+            match &self.servers {
+                Some(servers) => {
+                    let split = servers.split(families, &forwarding);
+                    expected.expect(&split.forwarding, self.program.ipvs);
+                }
+                None => expected.expect(&forwarding, false),
+            }
         }
         self.skeleton = Some(expected);
-        self.unwritten = self.forwarder.forwardings().map(|(service, _)| service).collect();
+        self.unwritten = self.forwarder.services().collect();
         // Services that are gone have no forwarding, but what they meant to others has to end.
         self.unwritten.extend(self.results.services());
         self.unwritten.append(&mut self.urgent);
+        if let Some(servers) = self.servers.as_mut() {
+            self.unwritten.extend(servers.rows_lost());
+        }
         self.in_flight.clear();
         self.believed = false;
         self.adopting = true;
@@ -251,7 +281,16 @@ impl Engine {
         }
         let most_services = self.bisect.unwrap_or(usize::MAX);
         let whole = compiler.needs_rebuild();
-        while self.in_flight.len() < most_services
+        for Picked { service, original, derived } in
+            self.servers.as_mut().map(Servers::take_picked).unwrap_or_default()
+        {
+            compiler.stage(Owner(service.0), &derived);
+            self.results.stage(service, self.cluster.name(service), &original);
+            self.in_flight.push(service);
+        }
+        let serves = self.servers.as_ref().is_some_and(Servers::serves);
+        while !serves
+            && self.in_flight.len() < most_services
             && (whole || compiler.staged_len() < self.batch_rows)
         {
             let Some(service) = self.urgent.pop_first().or_else(|| self.unwritten.pop_first())
@@ -261,9 +300,9 @@ impl Engine {
             if self.refused.contains_key(&service) {
                 continue;
             }
-            let forwarding = self.forwarder.forwarding(service).cloned().unwrap_or_default();
+            let forwarding = self.forwarder.forwarding(&self.cluster, service);
             compiler.stage(Owner(service.0), &forwarding);
-            self.results.stage(service, self.cluster.name(service), forwarding);
+            self.results.stage(service, self.cluster.name(service), &forwarding);
             self.in_flight.push(service);
         }
         // A refused Service has claimed none of its rows: they are left until it is good again.
@@ -273,8 +312,128 @@ impl Engine {
             && self.refused.is_empty()
         {
             compiler.stage_prune();
+            if let Some(servers) = self.servers.as_mut().filter(|it| it.is_known()) {
+                servers.prune();
+            }
+        }
+        if let Some(servers) = self.servers.as_mut()
+            && let Some(draining) = servers.plan_draining(&self.in_flight)
+        {
+            for &family in &self.program.families {
+                compiler.stage_ipvs_draining(family, draining);
+            }
         }
         compiler.batch()
+    }
+
+    /// What virtual servers need before the next batch; empty if nothing, as always in nftables mode. To be called
+    /// before [`Engine::plan`], and followed by [`Engine::servers_changed`] or [`Engine::servers_lost`].
+    pub fn plan_servers(&mut self) -> ServerBatch {
+        self.recompute();
+        let (Some(compiler), Some(servers)) = (self.compiler.as_ref(), self.servers.as_mut())
+        else {
+            return ServerBatch::default();
+        };
+        let most_services = self.bisect.unwrap_or(usize::MAX);
+        let whole = compiler.needs_rebuild();
+        // A Service has about eight rows, since endpoints are none.
+        let most_rows = if whole { usize::MAX } else { (self.batch_rows / 8).max(1) };
+        let (mut picked, mut size) = (0, 0);
+        while servers.serves()
+            && picked < most_services.min(most_rows)
+            && (whole || size < BATCH_SERVERS)
+        {
+            let Some(service) = self.urgent.pop_first().or_else(|| self.unwritten.pop_first())
+            else {
+                break;
+            };
+            if self.refused.contains_key(&service) {
+                continue;
+            }
+            let forwarding = self.forwarder.forwarding(&self.cluster, service);
+            size += servers.stage(&self.program.families, service, forwarding);
+            picked += 1;
+        }
+        servers.before(|address| compiler.has_cluster_ip(address))
+    }
+
+    /// What virtual servers need after [`Engine::plan`]'s batch was taken, before [`Engine::committed`].
+    pub fn plan_servers_after(&mut self) -> ServerBatch {
+        self.servers.as_ref().map(|it| it.after(&self.in_flight)).unwrap_or_default()
+    }
+
+    /// A batch for virtual servers was carried out but for these operations. Returns the Services that are left out.
+    pub fn servers_changed(
+        &mut self,
+        batch: &ServerBatch,
+        refused: &[Refused],
+    ) -> Vec<(ServiceId, Rejection)> {
+        let host = self.cluster.host_addresses();
+        let Some(servers) = self.servers.as_mut() else { return Vec::new() };
+        let judged = servers.committed(batch, refused, |it| host.contains(&it));
+        for service in judged.again.iter().chain(judged.refused.keys()) {
+            servers.drop_picked(*service);
+        }
+        self.urgent.extend(judged.again);
+        let refused: Vec<_> = judged.refused.into_iter().collect();
+        self.refused.extend(refused.iter().cloned());
+        refused
+    }
+
+    /// Whether virtual servers have to be looked at before the next batch.
+    pub fn needs_servers(&self) -> bool {
+        self.servers.as_ref().is_some_and(|it| !it.is_known())
+    }
+
+    /// In nftables mode: what is left of IPVS mode shall drain.
+    pub fn drain_servers(&mut self, bound: Duration) {
+        self.servers.get_or_insert_with(|| Servers::new(None, bound));
+    }
+
+    /// What IPVS holds now. Whether it is something else than believed.
+    pub fn servers_observed(&mut self, observed: Observed) -> bool {
+        let Some(servers) = self.servers.as_mut() else { return false };
+        let (differs, services) = servers.observed(observed);
+        self.urgent.extend(services);
+        differs
+    }
+
+    /// It is not known what IPVS holds: look again before the next batch.
+    pub fn servers_lost(&mut self) {
+        if let Some(servers) = self.servers.as_mut() {
+            self.urgent.extend(servers.lost());
+        }
+    }
+
+    /// Virtual servers with destinations that drain: their connections are of interest.
+    pub fn draining_servers(&self) -> Vec<ServerKey> {
+        self.servers.as_ref().map(Servers::draining).unwrap_or_default()
+    }
+
+    /// The connections of those.
+    pub fn servers_drained(&mut self, now: Instant, seen: &[ObservedConnections]) {
+        if let Some(servers) = self.servers.as_mut() {
+            servers.look(now, seen);
+        }
+    }
+
+    /// In nftables mode, nothing is left of IPVS mode but the interface. True once.
+    pub fn take_end_of_servers(&mut self) -> bool {
+        let over = self.servers.as_ref().is_some_and(Servers::is_over);
+        if over {
+            self.servers = None;
+        }
+        over
+    }
+
+    /// What users should know about virtual servers, each once since the last call.
+    pub fn take_server_limits(&mut self) -> Vec<ServerLimit> {
+        self.servers.as_mut().map(Servers::take_limits).unwrap_or_default()
+    }
+
+    /// Virtual servers as they are believed to be; `None` if there are none to look after.
+    pub fn servers(&self) -> Option<&ServerCompiler> {
+        self.servers.as_ref().map(Servers::compiler)
     }
 
     /// Computes what touched Services forward to now; a Service touched a hundred times is computed once.
@@ -284,7 +443,7 @@ impl Engine {
             return;
         }
         let update = self.forwarder.update(&self.cluster, &touched.services);
-        self.urgent.extend(update.changed.into_iter().map(|(service, _)| service));
+        self.urgent.extend(update.changed);
         self.conflicts.began.extend(update.conflicts_began);
         self.conflicts.ended.extend(update.conflicts_ended);
         // A change that alters nothing is programmed already: its trigger time would wait for ever.
@@ -296,6 +455,9 @@ impl Engine {
     pub fn committed(&mut self) -> Outcome {
         if let Some(compiler) = self.compiler.as_mut() {
             compiler.confirm();
+        }
+        if let Some(servers) = self.servers.as_mut() {
+            servers.finished(&self.in_flight);
         }
         self.skeleton = None;
         let mut outcome = self.results.take(&mut self.in_flight);
@@ -364,6 +526,9 @@ impl Engine {
             compiler.rollback();
         }
         self.results.forget();
+        if let Some(servers) = self.servers.as_mut() {
+            self.urgent.extend(servers.put_back());
+        }
         let staged = std::mem::take(&mut self.in_flight);
         self.urgent.extend(&staged);
         staged
@@ -374,6 +539,9 @@ impl Engine {
         self.compiler = None;
         self.bisect = None;
         self.results.forget();
+        if let Some(servers) = self.servers.as_mut() {
+            self.urgent.extend(servers.rows_lost());
+        }
         self.urgent.extend(self.in_flight.drain(..));
     }
 
@@ -430,6 +598,15 @@ impl Engine {
     /// What could not be programmed for its size, since the last call.
     pub fn take_limits(&mut self) -> Vec<Limit> {
         self.compiler.as_mut().map(Compiler::take_limits).unwrap_or_default()
+    }
+
+    /// Bytes on the heap, about, by room. Walks over everything.
+    pub fn heap_bytes(&self) -> [(&'static str, usize); 3] {
+        [
+            ("model", self.cluster.heap_bytes()),
+            ("forward", self.forwarder.heap_bytes()),
+            ("nft", self.compiler.as_ref().map_or(0, Compiler::heap_bytes)),
+        ]
     }
 
     /// How many elements each set has room for; sets without a limit are left out.

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::config::{Config, DetectLocal, NodePortSelector};
+use crate::ipvs::split;
 use crate::model::{Family, Node};
 use crate::nft::skeleton::{FamilyProgram, NodePortAddresses, Program};
 use crate::serve::ListenOn;
@@ -14,12 +15,22 @@ use crate::serve::ListenOn;
 pub struct Settings {
     pub masquerade_mark: u32,
     pub masquerade_all: bool,
+    /// In IPVS mode.
+    pub ipvs: Option<VirtualServers>,
     /// Families that the host supports.
     pub families: Vec<Family>,
     pub detect_local: DetectLocal,
     pub node_ports: NodePortSelector,
     /// A concrete `--bind-address`: stands for the node's address of its family (reference 11.1).
     pub node_ip: Option<IpAddr>,
+}
+
+/// What virtual servers depend on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct VirtualServers {
+    pub split: split::Settings,
+    /// How long a destination that is not wanted any more may keep its connections.
+    pub drain: Duration,
 }
 
 /// What may change while the loop runs.
@@ -50,6 +61,13 @@ impl Settings {
         Settings {
             masquerade_mark: config.masquerade_mark,
             masquerade_all: config.masquerade_all,
+            ipvs: config.ipvs.as_ref().map(|it| VirtualServers {
+                split: split::Settings {
+                    scheduler: it.scheduler,
+                    exclude_cidrs: it.exclude_cidrs.clone(),
+                },
+                drain: config.ipvs_drain,
+            }),
             families,
             detect_local: config.detect_local.clone(),
             node_ports: config.node_ports.clone(),
@@ -72,6 +90,7 @@ impl Settings {
         Program {
             masquerade_mark: self.masquerade_mark,
             masquerade_all: self.masquerade_all,
+            ipvs: self.ipvs.is_some(),
             families: self.families.clone(),
             v4: family(Family::V4),
             v6: family(Family::V6),
@@ -168,6 +187,7 @@ mod tests {
         Settings {
             masquerade_mark: 0x4000,
             masquerade_all: false,
+            ipvs: None,
             families: Family::ALL.to_vec(),
             detect_local: DetectLocal::ClusterCidr(Vec::new()),
             node_ports,

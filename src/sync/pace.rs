@@ -1,15 +1,19 @@
 //! When the next pass may run: pure, `now` in, deadline out.
 //!
-//! The first change goes out at once. Under pressure changes wait for each other, so that passes take a bounded
-//! share of a core: after a pass of length `d` the next one starts `d × REST` later, and meanwhile changes of the
-//! same Service merge. `minSyncPeriod` is the longest that a change waits for that reason; kube-proxy's meaning, a
-//! fixed pause after every pass, exists to protect it from its own cost per pass, which is not ours.
+//! The first change goes out at once, and so do those that follow as long as passes have not worked for long of late.
+//! Under pressure changes wait for each other, so that passes take a bounded share of a core: all the work beyond an
+//! allowance is made up for by rests of `REST` times its length, and meanwhile changes of the same Service merge.
+//! `minSyncPeriod` is the longest that a change waits for that reason; kube-proxy's meaning, a fixed pause after every
+//! pass, exists to protect it from its own cost per pass, which is not ours.
 //! After a failure the next pass waits for a back-off of its own, from 100 ms doubling up to `syncPeriod`.
 
 use std::time::{Duration, Instant};
 
-/// Rest after a pass, in multiples of its length: passes use at most a fifth of a core.
+/// Rest after work, in multiples of its length: in the long run passes use at most a fifth of a core.
 const REST: u32 = 4;
+/// So much work needs no rest before the next pass: some hundred slices that change in one moment are written without
+/// waiting for each other.
+const ALLOWANCE: Duration = Duration::from_millis(40);
 /// First wait after a failure.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 
@@ -20,13 +24,15 @@ pub struct Pace {
     sync_period: Duration,
     /// No pass before this.
     rested: Option<Instant>,
+    /// Work that was not rested from yet, and when that was so.
+    owed: Option<(Duration, Instant)>,
     /// Failures in a row.
     failures: u32,
 }
 
 impl Pace {
     pub fn new(min_sync_period: Duration, sync_period: Duration) -> Pace {
-        Pace { min_sync_period, sync_period, rested: None, failures: 0 }
+        Pace { min_sync_period, sync_period, rested: None, owed: None, failures: 0 }
     }
 
     /// Other settings from now on; a wait that is under way stays as it is.
@@ -43,8 +49,17 @@ impl Pace {
     /// A pass that began at `began` has ended well.
     pub fn succeeded(&mut self, began: Instant, now: Instant) {
         self.failures = 0;
-        let took = now.saturating_duration_since(began);
-        self.rested = now.checked_add((took * REST).min(self.min_sync_period));
+        let owed = self.owed_at(began) + now.saturating_duration_since(began);
+        self.owed = Some((owed, now));
+        let rest = owed.saturating_sub(ALLOWANCE).saturating_mul(REST).min(self.min_sync_period);
+        self.rested = now.checked_add(rest);
+    }
+
+    /// What is left to be rested from; bounded, since no rest is longer than `minSyncPeriod` anyway.
+    fn owed_at(&self, now: Instant) -> Duration {
+        let (owed, since) = self.owed.unwrap_or((Duration::ZERO, now));
+        let rested = now.saturating_duration_since(since) / REST;
+        owed.saturating_sub(rested).min(ALLOWANCE + self.min_sync_period / REST)
     }
 
     /// A pass has failed; returns how long the retry waits.
@@ -87,13 +102,50 @@ mod tests {
     }
 
     #[test]
-    fn rest_is_in_proportion_to_the_pass_and_bounded() {
-        let (mut pace, now) = pace();
+    fn a_burst_of_short_passes_needs_no_rest() {
+        let (mut pace, mut now) = pace();
+        for _ in 0..20 {
+            pace.succeeded(now, now + 2 * MS);
+            now += 2 * MS;
+            assert_eq!(pace.wait(now), Duration::ZERO);
+        }
         pace.succeeded(now, now + 2 * MS);
-        assert_eq!(pace.wait(now + 2 * MS), 8 * MS);
-        assert_eq!(pace.wait(now + 10 * MS), Duration::ZERO);
+        assert_eq!(pace.wait(now + 2 * MS), 8 * MS, "four times what is beyond 40 ms");
+    }
+
+    #[test]
+    fn rest_is_in_proportion_to_the_work_and_bounded() {
+        let (mut pace, now) = pace();
+        pace.succeeded(now, now + 60 * MS);
+        assert_eq!(pace.wait(now + 60 * MS), 80 * MS);
+        assert_eq!(pace.wait(now + 140 * MS), Duration::ZERO);
+        pace.succeeded(now + 140 * MS, now + 150 * MS);
+        assert_eq!(pace.wait(now + 150 * MS), 40 * MS, "the allowance is used up");
         pace.succeeded(now, now + 900 * MS);
         assert_eq!(pace.wait(now + 900 * MS), Duration::from_secs(1));
+    }
+
+    #[test]
+    fn under_steady_pressure_a_fifth_of_the_time_is_work() {
+        let (mut pace, start) = pace();
+        let (mut now, mut worked) = (start, Duration::ZERO);
+        while now < start + Duration::from_secs(60) {
+            now += pace.wait(now);
+            pace.succeeded(now, now + 7 * MS);
+            now += 7 * MS;
+            worked += 7 * MS;
+        }
+        let share = worked.as_secs_f64() / now.duration_since(start).as_secs_f64();
+        assert!((0.19..0.21).contains(&share), "{share}");
+    }
+
+    #[test]
+    fn rest_restores_the_allowance() {
+        let (mut pace, now) = pace();
+        pace.succeeded(now, now + 40 * MS);
+        let later = now + 40 * MS + 160 * MS;
+        pace.succeeded(later, later + 40 * MS);
+        assert_eq!(pace.wait(later + 40 * MS), Duration::ZERO);
     }
 
     #[test]

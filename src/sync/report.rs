@@ -9,12 +9,13 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
-use super::engine::{Conflicts, Engine};
+use super::engine::{Conflicts, Engine, ServerLimit};
 use super::now;
 use super::results::{Lacking, Outcome};
 use crate::conntrack::Sweep;
 use crate::forward::{Conflict, FrontendAddress};
-use crate::kernel::Rejection;
+use crate::ipvs::schema::Batch as ServerBatch;
+use crate::kernel::{Refused, Rejection};
 use crate::model::{Change, Cluster, Family, Node, ObjectName, Resource, ServiceId};
 use crate::nft::compile::{Limit, LimitReason, RowCounts};
 use crate::nft::schema::{Batch, ObservedTable, Op, SetName};
@@ -22,6 +23,9 @@ use crate::nft::tables::family_of;
 use crate::serve::metrics::{BatchResult, PolicyKind, RowOp, SyncKind};
 use crate::serve::{HealthCheck, ListenOn, Metrics, SharedHealth, Start};
 use crate::watch::{Notice, NoticeKind, Recorder, Regarding};
+
+/// Least time between two looks at the rooms' memory: milliseconds at a hundred thousand endpoints.
+const WEIGH_EVERY: Duration = Duration::from_secs(60);
 
 /// Whom the loop tells.
 pub struct Ports {
@@ -59,10 +63,14 @@ pub(super) struct Reporter {
     queued: bool,
     /// Everything was written once.
     ready: bool,
+    /// The last attempt at the first sync failed: why is worth more than how much is to be written.
+    start_failed: bool,
     families: Vec<Family>,
     work: Work,
     /// EndpointSlice events that no sync has taken up yet.
     slices_pending: usize,
+    /// When the rooms' memory was last looked at.
+    weighed: Option<Instant>,
     /// Nanoseconds since the epoch. Causes from before are not ours to answer for (reference 9).
     started: i128,
 }
@@ -92,9 +100,11 @@ impl Reporter {
             node: None,
             queued: false,
             ready: false,
+            start_failed: false,
             families: Vec::new(),
             work: Work::default(),
             slices_pending: 0,
+            weighed: None,
             started,
         }
     }
@@ -110,7 +120,7 @@ impl Reporter {
 
     /// Until the first complete sync: what it waits for.
     pub(super) fn waiting(&self, engine: &Engine, for_node: bool) {
-        if self.ready {
+        if self.ready || self.start_failed {
             return;
         }
         let lists: Vec<Resource> = engine.cluster().unlisted().collect();
@@ -124,7 +134,8 @@ impl Reporter {
     }
 
     /// Until the first complete sync: why it cannot be completed.
-    pub(super) fn start_failed(&self, why: String) {
+    pub(super) fn start_failed(&mut self, why: String) {
+        self.start_failed = true;
         self.ports.health.started(Start::Failed(why));
     }
 
@@ -217,6 +228,7 @@ impl Reporter {
 
     /// What was planned is in the kernel.
     pub(super) fn committed(&mut self, mut outcome: Outcome, engine: &Engine) {
+        self.start_failed = false;
         let now = Timestamp::now().as_nanosecond();
         let triggers = outcome.triggers.into_iter().filter(|(_, time)| *time > self.started);
         for (family, time) in triggers {
@@ -270,7 +282,13 @@ impl Reporter {
             );
             work.written.iter().for_each(|family| self.ports.metrics.drift_repaired(*family));
         }
+        self.ports.metrics.refused_services(engine.refused_count());
+        if let Some(servers) = engine.servers().filter(|_| work.operations > 0) {
+            let (count, destinations) = servers.counts();
+            self.ports.metrics.ipvs_servers(count, destinations, servers.draining().len());
+        }
         self.fill(&work, engine);
+        self.weigh(engine);
         if work.operations > 0 {
             info!(
                 trigger = if work.full { "full" } else { "changes" },
@@ -289,6 +307,16 @@ impl Reporter {
                 ?took,
                 "synced; the kernel had everything already"
             );
+        }
+    }
+
+    /// How much memory the rooms have; looked at after a sync and not often, because it walks over everything.
+    fn weigh(&mut self, engine: &Engine) {
+        if self.weighed.is_none_or(|last| last.elapsed() >= WEIGH_EVERY) {
+            self.weighed = Some(now());
+            for (room, bytes) in engine.heap_bytes() {
+                self.ports.metrics.memory(room, bytes);
+            }
         }
     }
 
@@ -371,6 +399,46 @@ impl Reporter {
         };
         warn!(service = %name, note);
         self.notice(name, "LimitReached", note);
+    }
+
+    /// Something about the virtual servers of a Service.
+    pub(super) fn server_limit(&self, cluster: &Cluster, limit: &ServerLimit) {
+        let (service, reason, note) = match limit {
+            ServerLimit::Excluded { service, address } => {
+                let note = format!(
+                    "{address} is inside --ipvs-exclude-cidrs (ipvs.excludeCIDRs), so there is no virtual server for it; \
+                     it is served by nftables alone."
+                );
+                (service, "IPVSExcluded", note)
+            }
+            ServerLimit::Scheduler { service, wanted, used } => {
+                self.ports.metrics.ipvs_scheduler_missing();
+                let note = format!(
+                    "The kernel has no scheduler {wanted} (module ip_vs_{wanted}); {used} is used until this node's proxy \
+                     is started again with that module."
+                );
+                (service, "IPVSSchedulerMissing", note)
+            }
+        };
+        let Some(name) = cluster.name(*service) else { return };
+        warn!(service = %name, note);
+        self.notice(name, reason, note);
+    }
+
+    /// Operations on virtual servers were carried out, but for some.
+    pub(super) fn servers_changed(
+        &mut self,
+        batch: &ServerBatch,
+        refused: &[Refused],
+        took: Duration,
+    ) {
+        self.work.operations += batch.0.len() - refused.len();
+        self.ports.metrics.ipvs_operations(batch.0.len() - refused.len(), refused.len(), took);
+    }
+
+    /// Somebody else had changed virtual servers.
+    pub(super) fn servers_drifted(&self) {
+        self.families.iter().for_each(|family| self.ports.metrics.drift_repaired(*family));
     }
 
     fn notice(&self, name: &ObjectName, reason: &'static str, note: String) {

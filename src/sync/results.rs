@@ -1,7 +1,6 @@
 //! What follows from a committed batch for others: conntrack, health check node ports, gauges. Pure.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use crate::conntrack::{Sweep, UdpFrontends};
 use crate::forward::{HealthCheck, ServiceForwarding};
@@ -51,12 +50,12 @@ impl Results {
         &mut self,
         service: ServiceId,
         name: Option<&ObjectName>,
-        forwarding: Arc<ServiceForwarding>,
+        forwarding: &ServiceForwarding,
     ) {
         let meaning = Meaning {
-            udp: UdpFrontends::of(&forwarding),
+            udp: UdpFrontends::of(forwarding),
             health_check: name.cloned().zip(forwarding.health_check),
-            lacking: Lacking::of(&forwarding),
+            lacking: Lacking::of(forwarding),
         };
         if meaning != Meaning::default() || self.known.contains_key(&service) {
             self.staged.push((service, meaning));

@@ -1,21 +1,19 @@
 //! The bounded queue between the watchers (async) and the sync loop (a plain thread).
 
-use std::io;
-use std::time::Duration;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
 use crate::model::Change;
 
 /// Makes a queue of at most `capacity` Changes.
-///
-/// # Errors
-///
-/// The runtime that lets a plain thread wait with a timeout needs an epoll descriptor; `EMFILE` and the like.
-pub fn channel(capacity: usize) -> io::Result<(ChangeSender, ChangeReceiver)> {
+pub fn channel(capacity: usize) -> (ChangeSender, ChangeReceiver) {
     let (sender, receiver) = mpsc::channel(capacity);
-    let clock = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
-    Ok((ChangeSender(sender), ChangeReceiver { receiver, clock }))
+    (ChangeSender(sender), ChangeReceiver { receiver })
 }
 
 /// The watchers' end. Waiting for room is what stops the reading from the network.
@@ -55,13 +53,9 @@ impl SideSender {
 pub(super) struct Closed;
 
 /// The sync loop's end.
-///
-/// It has a clock of its own because the thread that receives must be able to wait "until a Change comes, but not past
-/// this moment", which a tokio channel offers only inside a runtime.
 #[derive(Debug)]
 pub struct ChangeReceiver {
     receiver: mpsc::Receiver<Change>,
-    clock: tokio::runtime::Runtime,
 }
 
 /// What waiting brought.
@@ -85,18 +79,10 @@ impl ChangeReceiver {
         most: usize,
         timeout: Option<Duration>,
     ) -> Received {
-        let receiver = &mut self.receiver;
-        let waiting = receiver.recv_many(into, most);
-        let count = match timeout {
-            None => Ok(self.clock.block_on(waiting)),
-            Some(timeout) => {
-                self.clock.block_on(async { tokio::time::timeout(timeout, waiting).await })
-            }
-        };
-        match count {
-            Ok(0) => Received::Closed,
-            Ok(count) => Received::Changes(count),
-            Err(_) => Received::Timeout,
+        match wait(self.receiver.recv_many(into, most), timeout) {
+            Some(0) => Received::Closed,
+            Some(count) => Received::Changes(count),
+            None => Received::Timeout,
         }
     }
 
@@ -106,13 +92,47 @@ impl ChangeReceiver {
     }
 }
 
+/// Runs a future on this thread until it is done or the time is over.
+///
+/// A tokio channel lets a plain thread wait without end only, and a tokio runtime for the thread would wake it up twice
+/// for every timeout: its timers are rounded and looked at again.
+fn wait<T>(future: impl Future<Output = T>, timeout: Option<Duration>) -> Option<T> {
+    let end = timeout.and_then(|it| now().checked_add(it));
+    let mut future = pin!(future);
+    let waker = Waker::from(Arc::new(ThisThread(thread::current())));
+    let mut context = Context::from_waker(&waker);
+    loop {
+        if let Poll::Ready(value) = future.as_mut().poll(&mut context) {
+            return Some(value);
+        }
+        match end.map(|end| end.saturating_duration_since(now())) {
+            None => thread::park(),
+            Some(Duration::ZERO) => return None,
+            Some(left) => thread::park_timeout(left),
+        }
+    }
+}
+
+struct ThisThread(Thread);
+
+impl Wake for ThisThread {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "a wait ends by the clock")]
+fn now() -> Instant {
+    Instant::now()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_thread_waits_no_longer_than_told_and_takes_all_that_is_there() {
-        let (sender, mut receiver) = channel(8).unwrap();
+        let (sender, mut receiver) = channel(8);
         let mut changes = Vec::new();
         assert_eq!(
             receiver.receive(&mut changes, 8, Some(Duration::from_millis(1))),
@@ -126,5 +146,20 @@ mod tests {
         drop(sender);
         assert_eq!(receiver.receive(&mut changes, 2, None), Received::Closed);
         assert_eq!(changes.len(), 3);
+    }
+
+    #[test]
+    fn a_change_that_comes_later_wakes_the_thread() {
+        let (sender, mut receiver) = channel(1);
+        let other = thread::spawn(move || {
+            for _ in 0..1_000 {
+                sender.0.blocking_send(Change::NodeDeleted).unwrap();
+            }
+        });
+        let mut changes = Vec::new();
+        while receiver.receive(&mut changes, 8, Some(Duration::from_secs(60))) != Received::Closed {
+        }
+        assert_eq!(changes.len(), 1_000);
+        other.join().unwrap();
     }
 }

@@ -15,6 +15,7 @@ use serde::Deserialize;
 use tokio::time::Instant;
 
 use super::connect::connect;
+use super::proxy::{self, UnusableProxy};
 use super::trouble::{ApiError, Trouble};
 
 /// Error bodies are `Status` objects of a few hundred bytes, or a proxy's HTML page.
@@ -93,11 +94,8 @@ pub enum ClientError {
          API server)"
     )]
     InCluster(#[source] kube::config::InClusterError),
-    #[error(
-        "kubeconfig {path}: proxy-url {proxy} is not supported (a node proxy has to reach the API server directly; \
-         remove it, or override the address with --master)"
-    )]
-    ProxyUrl { path: PathBuf, proxy: String },
+    #[error(transparent)]
+    Proxy(#[from] UnusableProxy),
     #[error(
         "credentials for {server}: {source} (look at the certificates, keys and tokens that the kubeconfig names)"
     )]
@@ -267,32 +265,46 @@ impl ApiClient {
 
 impl Session {
     async fn begin(server: &Server, pace: ConnectionPace) -> Result<Session, ClientError> {
-        let (config, files) = match server {
+        let Found { config, files, proxy_url } = match server {
             Server::Kubeconfig { path, master } => from_kubeconfig(path, master.as_deref()).await?,
-            Server::Address(address) => (kube::Config::new(parse(address)?), Vec::new()),
+            Server::Address(address) => Found::plain(kube::Config::new(parse(address)?)),
             Server::InCluster => in_cluster()?,
         };
+        let variable = |name: &str| std::env::var(name).ok();
+        let proxy = proxy::find(&config.cluster_url, proxy_url.as_deref(), variable)?;
+        if let Some(proxy) = &proxy {
+            tracing::info!(proxy = %proxy.address, "the API server is reached through a proxy");
+        }
         let address = config.cluster_url.to_string();
         let address = address.trim_end_matches('/');
-        let client = connect(&config, pace).map_err(|source| ClientError::Credentials {
-            server: address.to_owned(),
-            source: Box::new(source),
+        let client = connect(&config, pace, proxy.as_ref()).map_err(|source| {
+            ClientError::Credentials { server: address.to_owned(), source: Box::new(source) }
         })?;
         let fingerprint = fingerprint(&config, &files);
         Ok(Session { client, address: address.into(), fingerprint, doubtful: false })
     }
 }
 
-async fn from_kubeconfig(
-    path: &Path,
-    master: Option<&str>,
-) -> Result<(kube::Config, Vec<PathBuf>), ClientError> {
-    let failed = |source| ClientError::Kubeconfig { path: path.to_owned(), source };
-    let kubeconfig = Kubeconfig::read_from(path).map_err(failed)?;
-    let proxy = kubeconfig.clusters.iter().find_map(|it| it.cluster.as_ref()?.proxy_url.clone());
-    if let Some(proxy) = proxy.filter(|it| !it.is_empty()) {
-        return Err(ClientError::ProxyUrl { path: path.to_owned(), proxy });
+/// A configuration, and what it was made from.
+struct Found {
+    config: kube::Config,
+    /// Files with credentials, and the one that names them.
+    files: Vec<PathBuf>,
+    /// Of the kubeconfig's cluster.
+    proxy_url: Option<String>,
+}
+
+impl Found {
+    fn plain(config: kube::Config) -> Found {
+        Found { config, files: Vec::new(), proxy_url: None }
     }
+}
+
+async fn from_kubeconfig(path: &Path, master: Option<&str>) -> Result<Found, ClientError> {
+    let failed = |source| ClientError::Kubeconfig { path: path.to_owned(), source };
+    let mut kubeconfig = Kubeconfig::read_from(path).map_err(failed)?;
+    // Taken out, because kube would mix it with variables of the environment.
+    let proxy_url = take_proxy_url(&mut kubeconfig);
     let options = KubeConfigOptions::default();
     let mut config =
         kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(failed)?;
@@ -303,13 +315,22 @@ async fn from_kubeconfig(
     let referred = [&auth.token_file, &auth.client_certificate, &auth.client_key];
     let mut files: Vec<PathBuf> = referred.into_iter().flatten().map(PathBuf::from).collect();
     files.push(path.to_owned());
-    Ok((config, files))
+    Ok(Found { config, files, proxy_url })
 }
 
-fn in_cluster() -> Result<(kube::Config, Vec<PathBuf>), ClientError> {
+/// `proxy-url` of the cluster that the current context names.
+fn take_proxy_url(kubeconfig: &mut Kubeconfig) -> Option<String> {
+    let current = kubeconfig.current_context.as_ref();
+    let context = kubeconfig.contexts.iter().find(|it| Some(&it.name) == current)?;
+    let name = context.context.as_ref()?.cluster.clone();
+    let cluster = kubeconfig.clusters.iter_mut().find(|it| it.name == name)?;
+    cluster.cluster.as_mut()?.proxy_url.take()
+}
+
+fn in_cluster() -> Result<Found, ClientError> {
     let config = kube::Config::incluster().map_err(ClientError::InCluster)?;
     let files = config.auth_info.token_file.iter().map(PathBuf::from).collect();
-    Ok((config, files))
+    Ok(Found { files, ..Found::plain(config) })
 }
 
 fn parse(address: &str) -> Result<http::Uri, ClientError> {

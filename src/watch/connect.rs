@@ -11,6 +11,7 @@ use http::{Request, Response, Uri};
 use hyper_rustls::{
     FixedServerNameResolver, HttpsConnector, HttpsConnectorBuilder, MaybeHttpsStream,
 };
+use hyper_util::client::legacy::connect::proxy::Tunnel;
 use hyper_util::client::legacy::connect::{Connection, HttpConnector};
 use hyper_util::client::legacy::{Client, Error as ClientError};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -19,6 +20,7 @@ use tokio::net::TcpStream;
 use tower::{BoxError, Service, ServiceBuilder};
 
 use super::client::ConnectionPace;
+use super::proxy::HttpProxy;
 
 /// How many bytes one watch, and all together, may have on the way to a consumer that is busy.
 const STREAM_WINDOW: u32 = 512 << 10;
@@ -28,17 +30,18 @@ const CONNECTION_WINDOW: u32 = 4 << 20;
 pub(super) fn connect(
     config: &kube::Config,
     pace: ConnectionPace,
+    proxy: Option<&HttpProxy>,
 ) -> Result<kube::Client, kube::Error> {
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
         .option_layer(config.auth_layer()?)
         .layer(config.extra_headers_layer()?)
         .map_err(BoxError::from)
-        .service(Transport::new(config, pace)?);
+        .service(Transport::new(config, &Road::new(pace, proxy), pace)?);
     Ok(kube::Client::new(service, config.default_namespace.clone()))
 }
 
-type Plain = HttpsConnector<HttpConnector>;
+type Plain = HttpsConnector<Road>;
 
 /// Sends requests over HTTP/2 if the address is https, over HTTP/1.1 if it is not or the server refused HTTP/2.
 ///
@@ -52,7 +55,7 @@ struct Transport {
 }
 
 impl Transport {
-    fn new(config: &kube::Config, pace: ConnectionPace) -> Result<Self, kube::Error> {
+    fn new(config: &kube::Config, road: &Road, pace: ConnectionPace) -> Result<Self, kube::Error> {
         let http2 = Client::builder(TokioExecutor::new())
             .timer(TokioTimer::new())
             .pool_timer(TokioTimer::new())
@@ -62,12 +65,12 @@ impl Transport {
             .http2_keep_alive_while_idle(true)
             .http2_initial_stream_window_size(STREAM_WINDOW)
             .http2_initial_connection_window_size(CONNECTION_WINDOW)
-            .build(Http2Only(Timed { inner: https(config, pace, Alpn::Http2)?, pace }));
+            .build(Http2Only(Timed { inner: https(config, road.clone(), Alpn::Http2)?, pace }));
         let http1 = Client::builder(TokioExecutor::new())
             .timer(TokioTimer::new())
             .pool_timer(TokioTimer::new())
             .pool_max_idle_per_host(2)
-            .build(Timed { inner: https(config, pace, Alpn::Http1)?, pace });
+            .build(Timed { inner: https(config, road.clone(), Alpn::Http1)?, pace });
         let plain = config.cluster_url.scheme_str() == Some("http");
         Ok(Transport { http2, http1, no_http2: Arc::new(AtomicBool::new(plain)) })
     }
@@ -123,7 +126,7 @@ enum Alpn {
     Http2,
 }
 
-fn https(config: &kube::Config, pace: ConnectionPace, alpn: Alpn) -> Result<Plain, kube::Error> {
+fn https(config: &kube::Config, road: Road, alpn: Alpn) -> Result<Plain, kube::Error> {
     let mut tls = config.rustls_client_config()?;
     // kube leaves this empty, which means HTTP/1.1; the builder below insists that it is.
     tls.alpn_protocols.clear();
@@ -135,9 +138,53 @@ fn https(config: &kube::Config, pace: ConnectionPace, alpn: Alpn) -> Result<Plai
         ));
     }
     Ok(match alpn {
-        Alpn::Http1 => builder.enable_http1().wrap_connector(tcp(pace)),
-        Alpn::Http2 => builder.enable_all_versions().wrap_connector(tcp(pace)),
+        Alpn::Http1 => builder.enable_http1().wrap_connector(road),
+        Alpn::Http2 => builder.enable_all_versions().wrap_connector(road),
     })
+}
+
+/// TCP to the server, or to a proxy that is asked to connect.
+#[derive(Clone)]
+enum Road {
+    Direct(HttpConnector),
+    Proxied(Tunnel<HttpConnector>),
+}
+
+impl Road {
+    fn new(pace: ConnectionPace, proxy: Option<&HttpProxy>) -> Road {
+        let Some(proxy) = proxy else { return Road::Direct(tcp(pace)) };
+        let tunnel = Tunnel::new(proxy.address.clone(), tcp(pace));
+        Road::Proxied(match &proxy.authorization {
+            Some(authorization) => tunnel.with_auth(authorization.clone()),
+            None => tunnel,
+        })
+    }
+}
+
+impl Service<Uri> for Road {
+    type Response = TokioIo<TcpStream>;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        match self {
+            Road::Direct(tcp) => tcp.poll_ready(context).map_err(BoxError::from),
+            Road::Proxied(tunnel) => tunnel.poll_ready(context).map_err(BoxError::from),
+        }
+    }
+
+    fn call(&mut self, server: Uri) -> Self::Future {
+        match self {
+            Road::Direct(tcp) => {
+                let connecting = tcp.call(server);
+                Box::pin(async move { connecting.await.map_err(BoxError::from) })
+            }
+            Road::Proxied(tunnel) => {
+                let connecting = tunnel.call(server);
+                Box::pin(async move { connecting.await.map_err(BoxError::from) })
+            }
+        }
+    }
 }
 
 /// TCP with everything that notices a peer that went away without a word, for the time when no pings are sent.

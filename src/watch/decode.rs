@@ -1,5 +1,8 @@
 //! From the text of one object to one Change, and nothing kept but shared names.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::num::NonZeroU64;
+
 use crate::model::{Change, ObjectName, Resource, Skipped};
 use crate::objects::manifest::Object;
 use crate::objects::{Context, Converted, Interner, raw};
@@ -32,6 +35,15 @@ pub(super) struct Versioned {
     /// `None`: nothing to do with us.
     pub(super) change: Option<Change>,
     pub(super) skipped: Vec<Skipped>,
+}
+
+impl Versioned {
+    /// Stands for what of the object matters, and what of it is left out.
+    pub(super) fn fingerprint(&self) -> NonZeroU64 {
+        let mut hasher = DefaultHasher::new();
+        (self.change.as_ref().map(Change::fingerprint), &self.skipped).hash(&mut hasher);
+        NonZeroU64::new(hasher.finish()).unwrap_or(NonZeroU64::MIN)
+    }
 }
 
 impl Decoder {

@@ -36,7 +36,7 @@ use super::events::Recorder;
 use super::resource::{Freshness, Spec};
 use super::stats::{ResourceStats, State, Stats};
 use super::trouble::{ApiError, Trouble};
-use super::versions::Versions;
+use super::versions::{News, Versions};
 use super::wire::{Items, Line, Lines};
 use message::{Event, List, ListMetadata, Status};
 
@@ -350,8 +350,9 @@ impl<'a> Reflector<'a> {
             Ok(decoded) => decoded,
             Err(why) => return Ok(self.skip_unreadable(&why)),
         };
-        if !self.versions.applied(decoded.key, &decoded.version) {
-            self.stats.outdated.fetch_add(1, Ordering::Relaxed);
+        let news = self.versions.applied(decoded.key, &decoded.version, decoded.fingerprint());
+        self.stats.remembers(self.versions.heap_bytes());
+        if !self.is_news(news) {
             return Ok(decoded.version);
         }
         for skipped in &decoded.skipped {
@@ -371,14 +372,25 @@ impl<'a> Reflector<'a> {
             Ok(decoded) => decoded,
             Err(why) => return Ok(self.skip_unreadable(&why)),
         };
-        if !self.versions.deleted(decoded.key, &decoded.version) {
-            self.stats.outdated.fetch_add(1, Ordering::Relaxed);
+        let news = self.versions.deleted(decoded.key, &decoded.version);
+        if !self.is_news(news) {
             return Ok(decoded.version);
         }
         if let Some(change) = decoded.change {
             self.sender.send(change).await?;
         }
         Ok(decoded.version)
+    }
+
+    /// Whether to go on with an object; counts it otherwise.
+    fn is_news(&self, news: News) -> bool {
+        let counter = match news {
+            News::Changed => return true,
+            News::Outdated => &self.stats.outdated,
+            News::Unchanged => &self.stats.unchanged,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+        false
     }
 
     /// The watch is to go on from here. An outdated event must not take it back.

@@ -66,11 +66,15 @@ pub struct ResourceStats {
     pub objects: AtomicU64,
     /// Objects left out because a newer version of them had been seen.
     pub outdated: AtomicU64,
+    /// Objects left out because they differ from what was known in nothing that anybody here consults.
+    pub unchanged: AtomicU64,
     /// Bytes of response bodies.
     pub bytes: AtomicU64,
     /// Milliseconds since the epoch when bytes last arrived; 0: never. The age of a healthy watch stays below the
     /// interval of bookmarks, about a minute.
     pub last_contact: AtomicI64,
+    /// Bytes that are remembered of the objects, about.
+    pub memory: AtomicU64,
     errors: [AtomicU64; Trouble::ALL.len()],
 }
 
@@ -96,6 +100,10 @@ impl ResourceStats {
 
     pub(super) fn count_object(&self) {
         self.objects.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn remembers(&self, bytes: usize) {
+        self.memory.store(bytes as u64, Ordering::Relaxed);
     }
 
     /// Counts a failure.

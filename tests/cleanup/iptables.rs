@@ -53,6 +53,22 @@ fn a_part_of_the_rules_goes_as_well() {
     }
 }
 
+/// As in the DaemonSet's container: one capability, and a file system that cannot be written.
+#[test]
+fn cap_net_admin_is_enough() {
+    for kind in KINDS {
+        let node = Node::new();
+        kind.kube_proxy(&node);
+        let script = "set -e; mount --make-rprivate /; mount -o remount,bind,ro /
+            exec setpriv --no-new-privs --bounding-set=-all,+net_admin -- \"$1\" --cleanup --cleanup-of=kube-proxy";
+        let program = env!("CARGO_BIN_EXE_kube-ferry");
+        node.run("unshare", &["--mount", "sh", "-c", script, "sh", program], "");
+        for family in ["iptables", "ip6tables"] {
+            assert!(!kind.save(&node, family).contains("KUBE-"), "{kind:?}");
+        }
+    }
+}
+
 /// CNI plugins can be told to use KUBE-MARK-MASQ.
 #[test]
 fn chains_that_others_jump_to_are_kept_and_told() {

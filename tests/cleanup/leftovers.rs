@@ -6,6 +6,9 @@ pub(super) const KUBE_PROXY_IPTABLES: &str = include_str!("data/kube-proxy-iptab
 pub(super) const KUBE_PROXY_IP6TABLES: &str = include_str!("data/kube-proxy-ip6tables.txt");
 pub(super) const OTHERS_IPTABLES: &str = include_str!("data/others-iptables.txt");
 pub(super) const KUBE_PROXY_NFTABLES: &str = include_str!("data/kube-proxy-nftables.nft");
+pub(crate) const KUBE_PROXY_IPVS: &str = include_str!("data/kube-proxy-ipvs.txt");
+pub(crate) const KUBE_PROXY_IPSETS: &str = include_str!("data/kube-proxy-ipsets.txt");
+pub(crate) const OTHERS_IPSETS: &str = include_str!("data/others-ipsets.txt");
 pub(super) const OTHERS_NFTABLES: &str = include_str!("data/others-nftables.nft");
 
 /// Which of the two iptables.

@@ -20,10 +20,7 @@ impl Node {
     }
 
     pub(super) fn cleanup(&self, flags: &[&str]) -> Cleaned {
-        let arguments = [&["--cleanup"], flags].concat();
-        let program = env!("CARGO_BIN_EXE_kube-ferry");
-        let output = self.0.run(|| command::output(program, &arguments, ""));
-        Cleaned::from(&output)
+        cleanup(&self.0, flags)
     }
 
     /// Removes what kube-proxy left, and says so.
@@ -47,6 +44,13 @@ impl Node {
     pub(super) fn ruleset(&self) -> String {
         self.run("nft", &["-a", "list", "ruleset"], "")
     }
+}
+
+/// Runs `kube-ferry --cleanup` with these flags.
+pub(super) fn cleanup(namespace: &Namespace, flags: &[&str]) -> Cleaned {
+    let arguments = [&["--cleanup"], flags].concat();
+    let program = env!("CARGO_BIN_EXE_kube-ferry");
+    Cleaned::from(&namespace.run(|| command::output(program, &arguments, "")))
 }
 
 /// How a clean-up ended.

@@ -9,13 +9,7 @@ use kube_ferry::nft::{Batch, Chain, Op, SetName};
 
 use super::namespace::{isolated, run};
 use super::table::{everything, fits, other_statements, program, rows};
-
-/// The installed nft, and those that the environment variable `NFT_VERSIONS` names, separated by colons.
-fn witnesses() -> Vec<String> {
-    let others = std::env::var("NFT_VERSIONS").unwrap_or_default();
-    let others = others.split(':').filter(|it| !it.is_empty());
-    ["nft"].into_iter().chain(others).map(str::to_owned).collect()
-}
+use crate::support::nft_versions::{LISTING, loader};
 
 #[test]
 fn nft_prints_what_it_would_have_loaded_itself() {
@@ -23,14 +17,14 @@ fn nft_prints_what_it_would_have_loaded_itself() {
     let mut tables = Tables::default();
     tables.apply(&batch).unwrap();
     let text = render::ruleset(&tables);
-    for nft in witnesses() {
+    for nft in LISTING.iter() {
         let expected = isolated(|| {
-            run(&nft, &["-f", "-"], &text);
-            run(&nft, &["list", "ruleset"], "")
+            run(loader(nft), &["-f", "-"], &text);
+            run(nft, &["list", "ruleset"], "")
         });
         let (listed, json) = isolated(|| {
             NetlinkKernel::new().unwrap().commit(&batch).unwrap();
-            (run(&nft, &["list", "ruleset"], ""), run(&nft, &["-j", "list", "ruleset"], ""))
+            (run(nft, &["list", "ruleset"], ""), run(nft, &["-j", "list", "ruleset"], ""))
         });
         assert_same_text(&listed, &expected);
         let json: serde_json::Value = serde_json::from_str(&json).unwrap();
@@ -43,14 +37,14 @@ fn nft_prints_what_it_would_have_loaded_itself() {
 #[test]
 fn nft_loads_again_what_it_printed() {
     let batch = with_every_statement(false);
-    for nft in witnesses() {
+    for nft in LISTING.iter() {
         let listed = isolated(|| {
             NetlinkKernel::new().unwrap().commit(&batch).unwrap();
-            run(&nft, &["list", "ruleset"], "")
+            run(nft, &["list", "ruleset"], "")
         });
         let again = isolated(|| {
-            run(&nft, &["-f", "-"], &listed);
-            run(&nft, &["list", "ruleset"], "")
+            run(loader(nft), &["-f", "-"], &listed);
+            run(nft, &["list", "ruleset"], "")
         });
         assert_same_text(&again, &listed);
     }
@@ -62,7 +56,7 @@ fn the_statements_for_remembering_are_listed_in_both_families() {
     let listed = isolated(|| {
         NetlinkKernel::new().unwrap().commit(&batch).unwrap();
         let chain = ["list", "chain", "ip6", "kube-ferry", "remember-10800"];
-        witnesses().iter().map(|nft| run(nft, &chain, "")).collect::<Vec<_>>()
+        LISTING.iter().map(|nft| run(nft, &chain, "")).collect::<Vec<_>>()
     });
     let mask = Handle::GROUP_MASK;
     let mask = format!("{:x}:{:x}", mask >> 16, mask & 0xffff);
@@ -87,7 +81,7 @@ fn a_table_that_nft_loaded_is_read_as_ours() {
     let mut tables = Tables::default();
     tables.apply(&batch).unwrap();
     let mut observed = isolated(|| {
-        run("nft", &["-f", "-"], &render::ruleset(&tables));
+        run(loader("nft"), &["-f", "-"], &render::ruleset(&tables));
         NetlinkKernel::new().unwrap().observe(&program()).unwrap()
     });
     let mut expected = tables.observed(&program());

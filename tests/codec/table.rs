@@ -13,6 +13,7 @@ pub(crate) fn program() -> Program {
     Program {
         masquerade_mark: 0x4000,
         masquerade_all: false,
+        ipvs: true,
         families: Family::ALL.to_vec(),
         v4: FamilyProgram {
             detector: Some(LocalDetector::Source("10.0.0.0/9".parse().unwrap())),
@@ -143,7 +144,7 @@ pub(crate) fn rows(family: Family, set: SetName) -> Vec<(Key, Value)> {
     let handle = Value::Handle(Handle(0xf000_1003));
     let verdict = |chain| Value::Verdict(Verdict::Goto(chain));
     match set {
-        SetName::ClusterIps | SetName::NodePortIps => {
+        SetName::ClusterIps | SetName::NodePortIps | SetName::IpvsDraining => {
             vec![(Key::Address(host(1)), Value::None), (Key::Address(host(2)), Value::None)]
         }
         SetName::ServiceCidrs => [
@@ -162,7 +163,10 @@ pub(crate) fn rows(family: Family, set: SetName) -> Vec<(Key, Value)> {
                 .map(|net| (Key::FrontendSource(frontend(3, Protocol::Tcp), net), Value::None))
                 .to_vec()
         }
-        SetName::Firewalled | SetName::NoEndpoints | SetName::NoLocalEndpoints => vec![
+        SetName::Firewalled
+        | SetName::IpvsServices
+        | SetName::NoEndpoints
+        | SetName::NoLocalEndpoints => vec![
             (Key::Frontend(frontend(3, Protocol::Tcp)), Value::None),
             (Key::Frontend(frontend(3, Protocol::Sctp)), Value::None),
         ],

@@ -137,6 +137,19 @@ fn a_misspelt_field_is_found() {
     check_schema(&objects(&text).pop().unwrap());
 }
 
+/// Ready: the rules are programmed. Alive: changes get through. Neither asks what load balancers ask.
+#[test]
+fn probes_ask_for_readiness_and_life() {
+    let daemon_set = objects(&read("base/daemonset.yaml")).pop().unwrap();
+    let container = &daemon_set["spec"]["template"]["spec"]["containers"][0];
+    for (probe, path) in [("readinessProbe", "/readyz"), ("livenessProbe", "/livez")] {
+        assert_eq!(
+            container[probe]["httpGet"],
+            serde_json::json!({"path": path, "port": "healthz"})
+        );
+    }
+}
+
 #[test]
 fn the_role_allows_what_is_asked_for_and_nothing_else() {
     let role = objects(&read("base/rbac.yaml")).remove(0);

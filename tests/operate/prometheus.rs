@@ -37,7 +37,8 @@ fn prometheus_scrapes_and_the_alerts_load() {
         "kubeferry_watch_last_event_timestamp_seconds > 0",
         "rest_client_requests_total{code=\"200\", method=\"GET\"} > 0",
         "histogram_quantile(0.99, rest_client_request_duration_seconds_bucket) > 0",
-        "process_resident_memory_bytes > 0",
+        "sum by (instance) (kubeferry_memory_estimated_bytes) < on (instance) process_resident_memory_bytes",
+        "count(kubeferry_memory_estimated_bytes > 0) == 4",
         "kubernetes_build_info",
         "kubernetes_feature_enabled{name=\"NFTablesProxyMode\"} == 1",
         "registered_metrics_total > 0",
@@ -47,6 +48,7 @@ fn prometheus_scrapes_and_the_alerts_load() {
             data["result"].as_array().is_some_and(|it| !it.is_empty())
         });
     }
+    crate::serve::check_page(&host.get(10249, "/metrics").unwrap().body);
     let rules = wait(&host, "/api/v1/rules?type=alert", |data| {
         let rules = data["groups"][0]["rules"].as_array().cloned().unwrap_or_default();
         !rules.is_empty() && rules.iter().all(|rule| rule["health"] == "ok")

@@ -247,7 +247,7 @@ impl Running {
             sweeps,
             health_checks: tokio::sync::watch::Sender::new(HealthChecks::default()),
         };
-        let (sender, changes) = watch::channel(1_024).unwrap();
+        let (sender, changes) = watch::channel(1_024);
         let addresses = Change::HostAddresses(BTreeSet::new());
         assert!(sender.side().send(addresses));
         let context = Context { node_name: "node-1".into(), external_ips_allowed: true };
@@ -336,6 +336,7 @@ fn settings() -> Settings {
         detect_local: DetectLocal::ClusterCidr(vec!["10.244.0.0/16".parse().unwrap()]),
         node_ports: NodePortSelector::All,
         node_ip: None,
+        ipvs: None,
     }
 }
 

@@ -217,9 +217,20 @@ impl ApiServer {
 
     /// Creates many objects.
     pub(crate) fn load(&self, objects: impl IntoIterator<Item = Value>) {
+        self.load_and(objects, || ());
+    }
+
+    /// Creates many objects. When all are stored, and before any watch is told, calls `stored`.
+    pub(crate) fn load_and<T>(
+        &self,
+        objects: impl IntoIterator<Item = Value>,
+        stored: impl FnOnce() -> T,
+    ) -> T {
         let mut store = self.shared.store.lock().unwrap();
         let last = objects.into_iter().map(|it| store.put(it)).last();
+        let answer = stored();
         self.shared.changed.send_replace(last.unwrap_or_default());
+        answer
     }
 
     /// Deletes an object; whether it was there. The namespace is empty for cluster-scoped ones.
@@ -258,6 +269,11 @@ impl ApiServer {
     /// The next requests of this kind meet these faults, one each.
     pub(crate) fn fail_next(&self, on: On, faults: impl IntoIterator<Item = Fault>) {
         self.script().faults.extend(faults.into_iter().map(|fault| (on, fault)));
+    }
+
+    /// Faults that no request has met yet are taken back.
+    pub(crate) fn forget_faults(&self) {
+        self.script().faults.clear();
     }
 
     pub(crate) fn refuse_streaming_lists(&self) {

@@ -54,7 +54,8 @@ impl<'w> Proxy<'w> {
         poll(LONG, || self.has_synchronised())
     }
 
-    fn spawn(&mut self) -> Result<(), String> {
+    /// Starts the process again after [`Proxy::stop`] and returns at once.
+    pub(crate) fn spawn(&mut self) -> Result<(), String> {
         let log = File::options().create(true).append(true).open(&self.log);
         let log = log.map_err(|error| format!("{}: {error}", self.log.display()))?;
         let output = log.try_clone().map_err(|error| error.to_string())?;
@@ -84,6 +85,22 @@ impl<'w> Proxy<'w> {
             let _ = child.kill();
             panic!("the proxy ignores {signal:?}: {why}\n{}", self.log())
         })
+    }
+
+    /// Sends a signal that does not end the process.
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(self.child.as_ref().expect("the proxy runs")), signal)
+            .unwrap();
+    }
+
+    /// The process, as `/proc` names it.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.as_ref().expect("the proxy runs").id()
+    }
+
+    /// The exit status, if the process has ended by itself.
+    pub(crate) fn exit_status(&mut self) -> Option<ExitStatus> {
+        self.child.as_mut().and_then(|child| child.try_wait().unwrap())
     }
 
     /// Waits until the process ends by itself.

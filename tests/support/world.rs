@@ -255,19 +255,7 @@ impl World {
     ///
     /// So a connection that was sent to a wrong port or pod times out, instead of passing for a rejection.
     fn silence_resets(&self) {
-        self.node().command(
-            "nft",
-            &["-f", "-"],
-            "table inet witness {
-                chain leaving { type filter hook postrouting priority 300
-                    tcp flags & rst == rst drop
-                }
-                chain passing { type filter hook forward priority -300
-                    icmp type destination-unreachable drop
-                    icmpv6 type destination-unreachable drop
-                }
-            }",
-        );
+        self.node().command("nft", &["-f", "-"], OWN_RULES);
     }
 
     fn serve_pods(&mut self) {
@@ -285,6 +273,19 @@ impl World {
         }
     }
 }
+
+/// What this world needs of node-1's nf_tables: resets and unreachables of others end there.
+pub(crate) const OWN_RULES: &str = "
+    table inet witness {
+        chain leaving { type filter hook postrouting priority 300
+            tcp flags & rst == rst drop
+        }
+        chain passing { type filter hook forward priority -300
+            icmp type destination-unreachable drop
+            icmpv6 type destination-unreachable drop
+        }
+    }
+";
 
 /// Where pods of the host network answer, on the main addresses of both nodes.
 pub(crate) const HOST_NETWORK_PORT: u16 = 6443;

@@ -28,6 +28,7 @@ prepare_uml() {
     need flex flex
     need bison bison
     need bc bc
+    need depmod kmod
     need perl perl
     need xz xz-utils
     need busybox busybox-static
@@ -49,20 +50,23 @@ prepare_uml() {
     say "built User-Mode Linux $(cat "$2/version") in $((SECONDS - started)) s"
 }
 
-# build_uml FOLDER: src and uml.config to linux. Each answer of uml.config must have been taken, but those about what
-# only newer sources call legacy.
+# build_uml FOLDER: src and uml.config to linux.
 build_uml() {
-    local make=(make -s -C "$1/src" ARCH=um "O=$1/build") refused
+    local make=(make -s -C "$1/src" ARCH=um "O=$1/build") option refused=
     "${make[@]}" KCONFIG_ALLCONFIG="$here/uml.config" allnoconfig >"$1/log" 2>&1 </dev/null ||
         { tail -n 20 "$1/log" >&2; die "cannot configure the kernel, see $1/log"; }
-    refused=$(grep '^CONFIG_' "$here/uml.config" | grep -vxFf "$1/build/.config" | grep -v LEGACY)
-    [ -z "$refused" ] || die "this kernel source refuses: "$refused
+    # What these sources have under no such name, older or newer ones have; what they have, they must take.
+    for option in $(sed -n 's/^CONFIG_//p' "$here/uml.config" | grep -vxFf <(sed 's/^CONFIG_//' "$1/build/.config")); do
+        ! grep -rqE "^[[:space:]]*(menu)?config ${option%=*}\$" "$1/src" --include='Kconfig*' || refused="$refused $option"
+    done
+    [ -z "$refused" ] || die "this kernel source refuses:$refused"
     say "building User-Mode Linux $(make -s -C "$1/src" kernelversion), a few minutes"
     "${make[@]}" "-j$(nproc)" linux >>"$1/log" 2>&1 </dev/null || { tail -n 20 "$1/log" >&2; die "cannot build the kernel, see $1/log"; }
     "${make[@]}" kernelrelease >"$1/version" && strip -o "$1/linux.new" "$1/build/linux" && mv "$1/linux.new" "$1/linux" || exit 125
-    # modprobe finds that everything is built in already.
+    # For modprobe to find that all is built in.
     mkdir -p "$1/lib/modules/$(cat "$1/version")"
-    cp "$1"/build/modules.builtin* "$1/lib/modules/$(cat "$1/version")/" || exit 125
+    : >"$1/lib/modules/$(cat "$1/version")/modules.order"
+    cp "$1"/build/modules.builtin* "$1/lib/modules/$(cat "$1/version")/" && depmod -b "$1" "$(cat "$1/version")" || exit 125
 }
 
 # build_uml_initramfs FOLDER: busybox and the first stage.

@@ -2,6 +2,8 @@
 #
 #   test-kernels          every kernel of KERNELS; with make -k the others go on when one fails
 #   test-kernel-6.1       one of them
+#   test-ipvs             the tests of the IPVS mode, in a kernel that has IPVS
+#   kernel-ipvs           only builds that kernel
 
 KERNELS ?= 6.1 6.12 newest
 # Seconds for one kernel. All packet tests take a quarter of an hour when the machine has nothing else to do.
@@ -10,7 +12,7 @@ KERNEL_TIMEOUT ?= 7200
 KERNEL_TESTS ?=
 export KERNEL_TESTS
 
-.PHONY: test-kernels vm-test-binary $(KERNELS:%=test-kernel-%)
+.PHONY: test-kernels test-ipvs kernel-ipvs vm-test-binary $(KERNELS:%=test-kernel-%)
 
 test-kernels: $(KERNELS:%=test-kernel-%)
 
@@ -18,6 +20,23 @@ $(KERNELS:%=test-kernel-%): test-kernel-%: vm-test-binary
 	@newer=$$(tests/vm/nft-newer) && test_binary=$$(cat target/vm/test-binary) && \
 		echo "== kernel $*" && \
 		tests/vm/run --kernel $* --timeout $(KERNEL_TIMEOUT) -- tests/vm/check "$$test_binary" "$$newer"
+
+# program:package. ipvsadm and ipset are witnesses in the machine; the others build its kernel.
+NEEDED_BY_IPVS := ipvsadm:ipvsadm ipset:ipset make:make flex:flex bison:bison bc:bc depmod:kmod busybox:busybox-static \
+	cpio:cpio xz:xz-utils taskset:util-linux
+# Names of tests to run, or parts of names.
+IPVS_TESTS ?= ipvs::
+# Seconds, the boot of half a second included.
+IPVS_TIMEOUT ?= 900
+
+# They are marked as ignored, because most machines' own kernels have no IPVS.
+test-ipvs: vm-test-binary kernel-ipvs
+	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-4} tests/vm/run --kernel ipvs --timeout $(IPVS_TIMEOUT) -- \
+		"$$(cat target/vm/test-binary)" --include-ignored $(IPVS_TESTS)
+
+kernel-ipvs:
+	$(call install,$(NEEDED_BY_IPVS))
+	tests/vm/run --kernel ipvs --prepare
 
 # The path of the test binary, as cargo tells it.
 vm-test-binary:

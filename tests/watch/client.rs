@@ -178,12 +178,63 @@ fn an_unreadable_kubeconfig_says_so() {
     );
 }
 
+/// The proxy is asked for the server's address, and TLS is spoken with the server through it.
 #[test]
-fn a_proxy_is_refused_and_a_bad_address_too() {
+fn a_proxy_in_the_kubeconfig_is_asked_to_connect() {
+    let server = ApiServer::start_tls();
+    furnish(&server, 2);
+    let (proxy, asked) = connect_proxy();
+    let directory = tempfile::tempdir().unwrap();
+    let path = server.kubeconfig(directory.path(), None);
+    let direct = fs::read_to_string(&path).unwrap();
+    let address = format!("server: {}", server.url());
+    let proxied = format!("{address}\n    proxy-url: http://me:secret@{proxy}");
+    fs::write(&path, direct.replace(&address, &proxied)).unwrap();
+    let mut rig = Rig::watch_with(&path);
+    rig.settle(&server);
+    let host = server.url().replace("https://", "");
+    let asked: Vec<String> = asked.try_iter().collect();
+    assert_eq!(asked.len(), 1, "one HTTP/2 connection: {asked:?}");
+    assert!(asked[0].starts_with(&format!("CONNECT {host} HTTP/1.1\r\n")), "{asked:?}");
+    assert!(asked[0].contains("Proxy-Authorization: Basic bWU6c2VjcmV0\r\n"), "{asked:?}");
+}
+
+/// A proxy on loopback that connects whoever asks; what it was asked comes through the channel.
+fn connect_proxy() -> (std::net::SocketAddr, std::sync::mpsc::Receiver<String>) {
+    use std::io::{BufRead, BufReader, Write};
+    let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    let (sender, asked) = std::sync::mpsc::channel();
+    // Both threads of a connection end with it, this one with the test's process.
+    std::thread::spawn(move || {
+        for client in listener.incoming().map_while(Result::ok) {
+            let mut reader = BufReader::new(client.try_clone().unwrap());
+            let mut request = String::new();
+            while !request.ends_with("\r\n\r\n") {
+                assert_ne!(reader.read_line(&mut request).unwrap(), 0);
+            }
+            let target = request.split(' ').nth(1).unwrap().to_owned();
+            let upstream = std::net::TcpStream::connect(target).unwrap();
+            sender.send(request).unwrap();
+            (&client).write_all(b"HTTP/1.1 200 OK\r\n\r\n").unwrap();
+            let (mut to, mut back) = (upstream.try_clone().unwrap(), client);
+            std::thread::spawn(move || std::io::copy(&mut reader, &mut to));
+            let mut from = upstream;
+            std::thread::spawn(move || std::io::copy(&mut from, &mut back));
+        }
+    });
+    (address, asked)
+}
+
+#[test]
+fn a_proxy_that_is_not_http_is_refused_and_a_bad_address_too() {
     let proxied = "apiVersion: v1\nkind: Config\ncurrent-context: c\nclusters: [{name: c, cluster: {server: \
-                   'https://192.0.2.1', proxy-url: 'http://p:1'}}]\nusers: [{name: u, user: {}}]\n\
+                   'https://192.0.2.1', proxy-url: 'socks5://p:1'}}]\nusers: [{name: u, user: {}}]\n\
                    contexts: [{name: c, context: {cluster: c, user: u}}]\n";
-    check_start(|directory| write(directory, proxied), &["proxy-url http://p:1", "not supported"]);
+    check_start(
+        |directory| write(directory, proxied),
+        &["proxy-url", "socks5://p:1", "only HTTP proxies"],
+    );
     check_start(|_| Server::Address("192.0.2.1:6443".to_owned()), &["192.0.2.1:6443", "https://"]);
     check_start(|_| Server::Address("https://a b".to_owned()), &["https://a b"]);
 }

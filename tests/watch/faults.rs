@@ -4,12 +4,11 @@ use std::time::Duration;
 
 use kube_ferry::model::Resource;
 use kube_ferry::watch::{State, Trouble};
-use proptest::test_runner::{RngAlgorithm, TestRng};
-use rand_from_proptest::Dice;
 use tokio::time::Instant;
 
 use super::rig::{Rig, furnish, node, service, stir};
 use crate::support::apiserver::{ApiServer, Ask, Fault, On};
+use crate::support::dice::Dice;
 
 // Every fault, at every stage.
 
@@ -268,7 +267,7 @@ fn any_faults_in_any_order_end_in_the_right_state() {
         }
         let directory = tempfile::tempdir().unwrap();
         let mut rig = Rig::watch_hastily(&server.kubeconfig(directory.path(), None));
-        let mut dice = Dice::new(seed);
+        let mut dice = Dice::new(seed.into());
         for round in 0..12 {
             for _ in 0..dice.below(4) {
                 misfortune(&server, &mut dice);
@@ -310,24 +309,6 @@ fn misfortune(server: &ApiServer, dice: &mut Dice) {
         _ => {
             let on = On(resources[dice.below(4)], Ask::Any);
             server.fail_next(on, [faults[dice.below(faults.len())].clone()]);
-        }
-    }
-}
-
-/// Reproducible numbers, from the generator that proptest brings.
-mod rand_from_proptest {
-    use super::{RngAlgorithm, TestRng};
-    use proptest::prelude::Rng;
-
-    pub(super) struct Dice(TestRng);
-
-    impl Dice {
-        pub(super) fn new(seed: u8) -> Dice {
-            Dice(TestRng::from_seed(RngAlgorithm::ChaCha, &[seed; 32]))
-        }
-
-        pub(super) fn below(&mut self, limit: usize) -> usize {
-            usize::try_from(self.0.next_u32()).unwrap() % limit
         }
     }
 }

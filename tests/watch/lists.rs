@@ -6,7 +6,7 @@ use kube_ferry::model::Resource;
 use kube_ferry::watch::{State, Trouble};
 use serde_json::json;
 
-use super::rig::{Patience, Rig, furnish, service, service_cidr, slice, stir};
+use super::rig::{Patience, Rig, furnish, node, service, service_cidr, slice, stir};
 use crate::support::apiserver::{ApiServer, Ask, Fault, On};
 
 #[test]
@@ -26,6 +26,38 @@ fn everything_arrives_and_changes_follow() {
     assert_eq!(server.requests().len(), 4);
     assert!(server.bytes_received() < 4_000, "{}", server.bytes_received());
     assert!(server.requests().iter().all(|it| it.is_stream()));
+}
+
+/// A Node's heartbeat, an annotation, a label that nobody consults: half of all events in a large cluster.
+#[test]
+fn an_object_that_says_what_was_known_goes_no_further() {
+    let server = ApiServer::start();
+    furnish(&server, 3);
+    let mut rig = Rig::watch(&server);
+    rig.settle(&server);
+    let before = rig.story.len();
+    let annotated = |mut object: serde_json::Value, n: u16| {
+        object["metadata"]["annotations"] = json!({ "round": n.to_string() });
+        object["metadata"]["labels"]["round"] = n.to_string().into();
+        object
+    };
+    for n in 0..10 {
+        server.put(annotated(service("s1", 1), n));
+        server.put(annotated(slice("s1", 1), n));
+        server.put(annotated(node("n1"), n));
+    }
+    server.put(service("last", 500));
+    rig.settle(&server);
+    rig.until("ten of each that are unchanged", |rig| {
+        let unchanged = |it| rig.stats(it).unchanged.load(std::sync::atomic::Ordering::Relaxed);
+        [Resource::Service, Resource::EndpointSlice, Resource::Node].map(unchanged) == [10; 3]
+    });
+    assert_eq!(rig.story[before..], ["Service shop/last"], "{:#?}", rig.story);
+    // What matters is told, and so is the way back.
+    server.put(annotated(service("s1", 77), 10));
+    server.put(annotated(service("s1", 1), 11));
+    rig.until("two changes", |rig| rig.story.len() == before + 3);
+    assert_eq!(rig.story[before + 1..], ["Service shop/s1", "Service shop/s1"]);
 }
 
 #[test]

@@ -181,7 +181,7 @@ impl Rig {
         capacity: usize,
         run: impl FnOnce(Watching, kube_ferry::watch::Outbox) -> F + Send + 'static,
     ) -> Rig {
-        let (sender, receiver) = channel(capacity).unwrap();
+        let (sender, receiver) = channel(capacity);
         let (recorder, outbox) = recorder("n1".into());
         let stats = Arc::new(Stats::default());
         let watching = Watching {

@@ -2,6 +2,7 @@ use std::ffi::OsString;
 
 use super::*;
 use crate::config::CleanupOf;
+use crate::model::Scheduler;
 
 const KUBEADM: &str = include_str!("../../../tests/config/kubeadm.yaml");
 const EKS: &str = include_str!("../../../tests/config/eks.yaml");
@@ -70,6 +71,22 @@ fn kind_s_dual_stack_file_loads_unchanged() {
     let v6 = config.detect_local.detector(Family::V6, &[]);
     assert_eq!(v6, Some(LocalDetector::Source("fd00:10:244::/56".parse().unwrap())));
     check_notices(&config, &[]);
+}
+
+/// kind and others write one list of gates into the configuration of every component.
+#[test]
+fn gates_that_all_components_share_do_no_harm() {
+    let shared = KIND.replace(
+        "kind: KubeProxyConfiguration",
+        "featureGates: {SidecarContainers: true, DynamicResourceAllocation: false, WatchListClient: true}\n\
+         kind: KubeProxyConfiguration",
+    );
+    let config = resolved(&["--config=kind.yaml"], Some(&shared));
+    assert!(config.feature_gates.enabled("WatchListClient"));
+    check_notices(
+        &config,
+        &["DynamicResourceAllocation is left out", "SidecarContainers is left out"],
+    );
 }
 
 /// k3s has no file; it passes flags.
@@ -202,8 +219,19 @@ fn every_wrong_value_is_refused_with_its_message() {
             vec!["--proxy-mode=userspace"],
             "mode: Invalid value: \"userspace\": must be iptables, ipvs or nftables",
         ),
-        (vec!["--proxy-mode=ipvs"], "mode ipvs: IPVS is not implemented yet"),
-        (vec!["--ipvs-scheduler=rr"], "--ipvs-scheduler: IPVS is not implemented yet"),
+        (
+            vec!["--proxy-mode=ipvs", "--ipvs-scheduler=a b"],
+            "ipvs.scheduler: Invalid value: \"a b\": must be the name of a scheduler",
+        ),
+        (
+            vec!["--proxy-mode=ipvs", "--ipvs-udp-timeout=-1s"],
+            "ipvs.udpTimeout: Invalid value: -1s: must be greater than or equal to 0",
+        ),
+        (vec!["--proxy-mode=ipvs", "--ipvs-exclude-cidrs=10.0.0.0"], "ipvs.excludeCIDRs"),
+        (
+            vec!["--ipvs-drain-timeout=-1s"],
+            "kubeFerry.ipvsDrainTimeout: Invalid value: -1s: must be greater than or equal to 0",
+        ),
         (vec!["--hostname-override=  "], "--hostname-override is empty"),
         (
             vec!["--bind-address=[::]"],
@@ -375,6 +403,44 @@ fn what_does_nothing_says_so() {
             "--iptables-localhost-nodeports",
         ],
     );
+}
+
+#[test]
+fn mode_ipvs_has_its_own_block_and_masquerades_as_iptables_says() {
+    let file = format!(
+        "{HEAD}, mode: ipvs, clusterCIDR: 10.0.0.0/8, iptables: {{masqueradeAll: true, masqueradeBit: 3}}, \
+         ipvs: {{scheduler: wlc, strictARP: true, excludeCIDRs: [10.9.0.0/16], tcpTimeout: 1500ms, syncPeriod: 7s, \
+         minSyncPeriod: 2s}}, kubeFerry: {{ipvsDrainTimeout: 60s}}}}"
+    );
+    let config = resolved(&["--config=f"], Some(&file));
+    let expected = IpvsSettings {
+        scheduler: Scheduler::new("wlc").unwrap(),
+        strict_arp: true,
+        exclude_cidrs: vec!["10.9.0.0/16".parse().unwrap()],
+        tcp_timeout: 2,
+        tcpfin_timeout: 0,
+        udp_timeout: 0,
+    };
+    assert_eq!(config.ipvs, Some(expected));
+    let seconds = Duration::from_secs;
+    assert_eq!((config.ipvs_drain, config.ipvs_sync_period), (seconds(60), seconds(7)));
+    assert_eq!((config.sync_period, config.min_sync_period), (seconds(7), seconds(2)));
+    assert_eq!((config.masquerade_all, config.masquerade_mark), (true, 8));
+    assert_eq!(config.node_ports, NodePortSelector::All);
+    let flags = [
+        "--proxy-mode=ipvs",
+        "--cluster-cidr=10.0.0.0/8",
+        "--ipvs-drain-timeout=1s",
+        "--nodeport-addresses=primary",
+    ];
+    let config = resolved(&flags, None);
+    assert_eq!(config.ipvs, Some(IpvsSettings::default()));
+    assert_eq!(config.ipvs_drain, seconds(1));
+    check_notices(&config, &[]);
+    let idle = ["--proxy-mode=nftables", "--cluster-cidr=10.0.0.0/8", "--ipvs-strict-arp=true"];
+    let config = resolved(&idle, None);
+    assert_eq!(config.ipvs, None);
+    check_notices(&config, &["--ipvs-strict-arp has no effect in mode nftables"]);
 }
 
 #[test]

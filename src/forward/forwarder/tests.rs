@@ -26,7 +26,7 @@ fn only_what_differs_is_reported() {
         [] as [&str; 0]
     );
     assert_eq!(world.apply(Change::ServiceDeleted(name("ns/b"))), ["b: gone"]);
-    assert_eq!(world.forwarder.known.len(), 1);
+    assert_eq!(world.forwarder.services().count(), 1);
 }
 
 #[test]
@@ -79,7 +79,7 @@ fn a_change_in_one_family_leaves_the_other_alone() {
     let mut world = World::new();
     world.apply(Change::ServiceApplied(dual));
     world.apply(Change::SliceApplied(slice("ns/6", "ns/a", &["fd00:1::1"])));
-    let of = |world: &World| world.forwarder.known[&ServiceId(0)].forwarding.ports.clone();
+    let of = |world: &World| world.forwarder.forwarding(&world.cluster, ServiceId(0)).ports;
     let before = of(&world);
     world.apply(Change::SliceApplied(slice("ns/4", "ns/a", &["10.1.0.1"])));
     let after = of(&world);
@@ -135,7 +135,8 @@ impl World {
             self.names.insert(id, self.cluster.name(id).unwrap().name.to_string());
         }
         let update = self.forwarder.update(&self.cluster, touched);
-        let changed = update.changed.iter().map(|(id, forwarding)| {
+        let changed = update.changed.iter().map(|id| {
+            let forwarding = self.forwarder.forwarding(&self.cluster, *id);
             let frontends = forwarding.ports.iter().flat_map(|it| &it.frontends);
             let addresses: Vec<String> = frontends
                 .filter(|it| it.kind != FrontendKind::NodePort)
@@ -177,18 +178,19 @@ proptest! {
             for conflict in update.conflicts_began {
                 prop_assert!(conflicts.insert(conflict), "began twice");
             }
-            for (id, forwarding) in update.changed {
-                let before = told.insert(id, Arc::clone(&forwarding)).unwrap_or_default();
+            for id in update.changed {
+                let forwarding = forwarder.forwarding(&cluster, id);
+                let before = told.insert(id, forwarding.clone()).unwrap_or_default();
                 prop_assert_ne!(before, forwarding, "told without need");
             }
             let mut fresh = Forwarder::default();
             fresh.update(&cluster, &cluster.ids().collect());
-            prop_assert_eq!(&forwarder.known, &fresh.known);
-            told.retain(|_, it| **it != ServiceForwarding::default());
-            let forwardings = fresh.forwardings().filter(|(_, it)| ***it != ServiceForwarding::default());
-            prop_assert_eq!(&told, &forwardings.map(|(id, it)| (id, Arc::clone(it))).collect());
+            prop_assert!(forwarder.services().eq(fresh.services()));
+            prop_assert_eq!(&forwarder.lost, &fresh.lost);
+            told.retain(|_, it| *it != ServiceForwarding::default());
+            prop_assert_eq!(&told, &forwardings(&fresh, &cluster).collect());
             prop_assert_eq!(&conflicts, &fresh.conflicts().into_iter().cloned().collect());
-            check_invariants(&forwarder)?;
+            check_invariants(&forwarder, &cluster)?;
         }
     }
 
@@ -206,8 +208,10 @@ proptest! {
             }
             let mut forwarder = Forwarder::default();
             forwarder.update(&cluster, &cluster.ids().collect());
-            let named = forwarder.known.iter().map(|(id, it)| (cluster.name(*id).unwrap().clone(), it.clone()));
-            named.collect::<BTreeMap<_, _>>()
+            let named = |id| cluster.name(id).unwrap().clone();
+            let forwardings = forwardings(&forwarder, &cluster).map(|(id, it)| (named(id), it));
+            let lost = forwarder.lost.iter().map(|(id, it)| (named(*id), it.clone()));
+            (forwardings.collect::<BTreeMap<_, _>>(), lost.collect::<BTreeMap<_, _>>())
         };
         let mut changes = world.objects();
         let expected = by_name(&changes);
@@ -223,10 +227,17 @@ fn sample_world() -> crate::model::sample::World {
     crate::model::sample::World::default()
 }
 
+fn forwardings(
+    forwarder: &Forwarder,
+    cluster: &Cluster,
+) -> impl Iterator<Item = (ServiceId, ServiceForwarding)> {
+    forwarder.services().map(|id| (id, forwarder.forwarding(cluster, id)))
+}
+
 /// No two frontends share an address; lists are sorted and only as full as needed.
-fn check_invariants(forwarder: &Forwarder) -> Result<(), TestCaseError> {
+fn check_invariants(forwarder: &Forwarder, cluster: &Cluster) -> Result<(), TestCaseError> {
     let mut taken = BTreeSet::new();
-    for (_, forwarding) in forwarder.forwardings() {
+    for (_, forwarding) in forwardings(forwarder, cluster) {
         for port in &forwarding.ports {
             prop_assert!(!port.frontends.is_empty());
             for frontend in &port.frontends {

@@ -243,7 +243,8 @@ fn two_ports_with_one_number_are_a_conflict_within_the_service() {
     let cluster = cluster(&[service], &[]);
     let mut forwarder = Forwarder::new(Settings::default());
     let update = forwarder.update(&cluster, &cluster.ids().collect());
-    let names: Vec<&str> = update.changed[0].1.ports.iter().map(|it| &*it.port_name).collect();
+    let forwarding = forwarder.forwarding(&cluster, update.changed[0]);
+    let names: Vec<&str> = forwarding.ports.iter().map(|it| &*it.port_name).collect();
     assert_eq!(names, ["b"], "the first by name");
     let [conflict] = &update.conflicts_began[..] else { panic!() };
     assert_eq!((&conflict.loser, &conflict.winner), (&name("ns/a"), &name("ns/a")));
@@ -340,7 +341,8 @@ fn forward(service: &Service, endpoints: &[&str]) -> ServiceForwarding {
 
 /// The forwarding of the only Service.
 fn forward_in(settings: &Settings, cluster: &Cluster) -> ServiceForwarding {
-    let update = Forwarder::new(settings.clone()).update(cluster, &cluster.ids().collect());
+    let mut forwarder = Forwarder::new(settings.clone());
+    let update = forwarder.update(cluster, &cluster.ids().collect());
     assert_eq!((update.changed.len(), update.conflicts_began.len()), (1, 0));
-    (*update.changed[0].1).clone()
+    forwarder.forwarding(cluster, update.changed[0])
 }

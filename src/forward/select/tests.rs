@@ -1,4 +1,5 @@
 use super::*;
+use crate::model::EndpointSlice;
 use crate::model::sample::{endpoint, port, slice};
 
 /// Uses of the policies in upstream's names: C/C is internal Cluster with external Cluster, and so on; `C` and `L`
@@ -196,7 +197,10 @@ fn ready_and_terminating_is_ready() {
     let other = endpoint("10.0.0.2 terminating local");
     let slices = [slice_of(vec![both, other])];
     assert_eq!(shown(&selected(&slices, BOTH, None)), "cluster 1, local 1, hairpin 1, any");
-    assert_eq!(SlicePorts::of(slices.iter(), Family::V4).count_local(), 1);
+    assert_eq!(
+        SlicePorts::of(slices.iter().map(EndpointSlice::content), Family::V4).count_local(),
+        1
+    );
 }
 
 /// TestEndpointInfoByServicePort: a non-terminating duplicate is preferred, whichever comes first.
@@ -227,7 +231,8 @@ fn ports_are_found_by_name_and_protocol() {
     other.ports.push(SlicePort { name: "".into(), protocol: Protocol::Tcp, port: port(1) });
     let slices = [slice("ns/1", "ns/a", &["10.0.0.1"]), other, slice("ns/3", "ns/a", &["fd00::1"])];
     let found = |family, name, protocol| -> Vec<String> {
-        let candidates = SlicePorts::of(slices.iter(), family).candidates(name, protocol);
+        let candidates = SlicePorts::of(slices.iter().map(EndpointSlice::content), family)
+            .candidates(name, protocol);
         candidates.iter().map(|it| format!("{} {}", it.backend.address, it.backend.port)).collect()
     };
     assert_eq!(
@@ -243,7 +248,9 @@ fn ports_are_found_by_name_and_protocol() {
 /// TestGetLocalEndpointIPs, TestHealthCheckNodePortWhenTerminating.
 #[test]
 fn local_ready_addresses_are_counted_once() {
-    let count = |slices: &[EndpointSlice]| SlicePorts::of(slices.iter(), Family::V4).count_local();
+    let count = |slices: &[EndpointSlice]| {
+        SlicePorts::of(slices.iter().map(EndpointSlice::content), Family::V4).count_local()
+    };
     let ready = slice(
         "ns/1",
         "ns/a",
@@ -281,7 +288,12 @@ fn check(uses: Uses, zone: Option<&str>, endpoints: &[&str], expected: &str) {
 }
 
 fn selected(slices: &[EndpointSlice], uses: Uses, zone: Option<&str>) -> Selection {
-    select(&SlicePorts::of(slices.iter(), Family::V4).candidates("p80", Protocol::Tcp), uses, zone)
+    select(
+        &SlicePorts::of(slices.iter().map(EndpointSlice::content), Family::V4)
+            .candidates("p80", Protocol::Tcp),
+        uses,
+        zone,
+    )
 }
 
 fn slice_of(endpoints: Vec<Endpoint>) -> EndpointSlice {

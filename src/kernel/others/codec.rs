@@ -27,19 +27,36 @@ const MATCH_INFO: u16 = 3;
 /// `NFTNL_UDATA_RULE_COMMENT`
 const USERDATA_COMMENT: u8 = 0;
 
+/// Asks for a table, or for a chain of it; the kernel answers ENOENT if there is none.
+pub(super) fn get(family: Family, name: &str, chain_name: Option<&str>, seq: u32) -> Vec<u8> {
+    match chain_name {
+        None => request(msg::GETTABLE, 0, family, seq, |writer| writer.string(table::NAME, name)),
+        Some(chain_name) => request(msg::GETCHAIN, 0, family, seq, |writer| {
+            writer.string(chain::TABLE, name);
+            writer.string(chain::NAME, chain_name);
+        }),
+    }
+}
+
 /// Asks for all chains of the family; the kernel cannot tell tables apart here.
 pub(super) fn list_chains(family: Family, seq: u32) -> Vec<u8> {
-    request(msg::GETCHAIN, family, seq, |_| ())
+    request(msg::GETCHAIN, NLM_F_DUMP, family, seq, |_| ())
 }
 
 /// Asks for all rules of a table.
 pub(super) fn list_rules(family: Family, name: &str, seq: u32) -> Vec<u8> {
-    request(msg::GETRULE, family, seq, |writer| writer.string(rule::TABLE, name))
+    request(msg::GETRULE, NLM_F_DUMP, family, seq, |writer| writer.string(rule::TABLE, name))
 }
 
-fn request(kind: u8, family: Family, seq: u32, fill: impl FnOnce(&mut Writer)) -> Vec<u8> {
+fn request(
+    kind: u8,
+    flags: u16,
+    family: Family,
+    seq: u32,
+    fill: impl FnOnce(&mut Writer),
+) -> Vec<u8> {
     let mut writer = Writer::default();
-    writer.message(message_type(kind), NLM_F_REQUEST | NLM_F_DUMP, seq, |writer| {
+    writer.message(message_type(kind), NLM_F_REQUEST | flags, seq, |writer| {
         write_nfgenmsg(writer, nfproto(family), 0);
         fill(writer);
     });

@@ -219,7 +219,8 @@ proptest! {
             let before = cluster.clone();
             let touched = cluster.apply(change);
             let differs = |id: &ServiceId| {
-                let of = |it: &Cluster| (it.service(*id).cloned(), it.slices(*id).cloned().collect::<Vec<_>>());
+                let slices = |it: &Cluster| format!("{:?}", it.slices(*id).collect::<Vec<_>>());
+                let of = |it: &Cluster| (it.service(*id).cloned(), slices(it));
                 let (old, new) = (of(&before), of(&cluster));
                 old != new && !(old.0.is_none() && new.0.is_none())
             };
@@ -241,7 +242,7 @@ fn contents(cluster: &Cluster) -> String {
         .iter()
         .flatten()
         .map(|it| {
-            let slices: Vec<&EndpointSlice> = it.slices.iter().map(|(slice, _)| slice).collect();
+            let slices: Vec<_> = it.slices.iter().map(|it| (&it.name, it.content())).collect();
             (
                 it.name.to_string(),
                 format!("{:?} {slices:?}", it.service.as_ref().map(|(service, _)| service)),

@@ -260,11 +260,12 @@ pub(super) fn range(first: IpAddr, last: IpAddr) -> Option<IpNet> {
 
 fn read_key(set: SetName, fields: Fields<'_>) -> Option<Key> {
     match set {
-        SetName::ClusterIps | SetName::NodePortIps => {
+        SetName::ClusterIps | SetName::NodePortIps | SetName::IpvsDraining => {
             fields.only(|it| it.address().map(Key::Address))
         }
         SetName::Hairpin => fields.only(|it| Some(Key::Pair(it.address()?, it.address()?))),
         SetName::Firewalled
+        | SetName::IpvsServices
         | SetName::NoEndpoints
         | SetName::NoLocalEndpoints
         | SetName::Frontends
@@ -319,6 +320,8 @@ fn read_value(family: Family, set: SetName, element: &[u8]) -> Option<Value> {
         | SetName::StickySlots
         | SetName::Affinity => fields.only(|it| it.handle().map(Value::Handle)),
         SetName::ClusterIps
+        | SetName::IpvsServices
+        | SetName::IpvsDraining
         | SetName::ServiceCidrs
         | SetName::NodePortIps
         | SetName::Hairpin

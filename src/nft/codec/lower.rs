@@ -83,8 +83,8 @@ struct Lowering {
 impl Lowering {
     fn statement(&mut self, statement: &Statement) {
         match statement {
-            Statement::CtStateNew => self.ct(CT_STATE, STATE_NEW),
-            Statement::CtStatusDnat => self.ct(CT_STATUS, STATUS_DST_NAT),
+            Statement::CtStateNew => self.ct(CT_STATE, STATE_NEW, false),
+            Statement::CtStatusDnat { negated } => self.ct(CT_STATUS, STATUS_DST_NAT, *negated),
             Statement::AddressIn { field, net, negated } => self.address_in(*field, *net, *negated),
             Statement::InputInterface { name, prefix, negated } => {
                 self.input_interface(name, *prefix, *negated);
@@ -232,9 +232,11 @@ impl Lowering {
         self.compare(Comparison::Equal, &RTN_LOCAL.to_ne_bytes());
     }
 
-    fn ct(&mut self, key: u32, bit: u32) {
+    fn ct(&mut self, key: u32, bit: u32, negated: bool) {
         self.out.push(Expression::Ct { key, dreg: register(0) });
-        self.any_bit(bit);
+        self.bitwise(register(0), &bit.to_ne_bytes(), &[0; 4]);
+        let comparison = if negated { Comparison::Equal } else { Comparison::NotEqual };
+        self.compare(comparison, &[0; 4]);
     }
 
     fn has_bits(&mut self, key: u32, mask: u32) {

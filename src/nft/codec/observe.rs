@@ -78,7 +78,8 @@ impl<'a> Observation<'a> {
         let Some(payload) = attributes(kind, msg::NEWSET, payload) else { return };
         self.seen += 1;
         match set::read(self.family, payload) {
-            Ok(known) => self.sets.push(known),
+            Ok(known) if skeleton::is_used(known.0, self.program) => self.sets.push(known),
+            Ok((other, _)) => self.unknown.push(format!("set {}", other.name())),
             Err(name) => self.unknown.push(format!("set {name}")),
         }
     }
@@ -235,7 +236,7 @@ mod tests {
     /// A dump has the form of the messages that made the table, but for the address of what is dumped.
     #[test]
     fn a_whole_table_is_read_as_it_was_written() {
-        let program = program();
+        let program = Program { ipvs: true, ..program() };
         for family in Family::ALL {
             let batch = Batch(
                 std::iter::once(Op::AddTable(family))
@@ -256,7 +257,7 @@ mod tests {
     }
 
     fn observe(family: Family, batch: &Batch) -> ObservedTable {
-        let program = program();
+        let program = Program { ipvs: true, ..program() };
         let mut observation = Observation::new(family, &program, head(0), false);
         for message in Messages(&encode(batch, 1, None, Ending::Commit, Ownership::Shared).bytes) {
             observation.set(message.kind, message.payload);

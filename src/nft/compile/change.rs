@@ -16,7 +16,7 @@ use crate::nft::schema::{AddressPort, Key, Owner, SetName, Value};
 /// What takes a staged change back.
 #[derive(Debug)]
 pub(super) enum Undo {
-    Service(Owner, Option<Programmed>),
+    Service(Owner, Programmed),
     Claim(Claim, Option<Owner>),
     Shared((SetName, IpAddr), u32),
     Timeout((Family, u32), u32),
@@ -33,7 +33,7 @@ impl Compiler {
                 let claim = Claim { family: port.family, protocol: port.protocol, at: frontend.at };
                 let holder = self.claims.get(&claim).copied().filter(|it| *it != owner);
                 if let Some(holder) = holder {
-                    let old = self.services.get(&holder).cloned().unwrap_or_default();
+                    let old = self.services.get(holder);
                     let new = old.clone().without(claim);
                     self.replace(holder, &old, new);
                 }
@@ -51,16 +51,13 @@ impl Compiler {
                 groups.free(handle);
             }
         }
-        let before = match new.is_empty() {
-            true => self.services.remove(&owner),
-            false => self.services.insert(owner, new),
-        };
+        let before = self.services.put(owner, new);
         self.undo.push(Undo::Service(owner, before));
     }
 
     /// Stages the difference of the rows. Both lists are sorted, so it is one walk along the two.
     fn change_rows(&mut self, owner: Owner, old: &Programmed, new: &Programmed) {
-        let (old, new) = (rows(old), rows(new));
+        let (old, new) = (rows(old, self.program.ipvs), rows(new, self.program.ipvs));
         self.drop_overlapping(owner, &new);
         let gone = old.iter().filter(|row| new.binary_search(row).is_err());
         for (id, value) in gone {
@@ -183,8 +180,7 @@ impl Compiler {
 
     pub(super) fn take_back(&mut self, step: Undo) {
         match step {
-            Undo::Service(owner, Some(before)) => drop(self.services.insert(owner, before)),
-            Undo::Service(owner, None) => drop(self.services.remove(&owner)),
+            Undo::Service(owner, before) => drop(self.services.put(owner, before)),
             Undo::Claim(claim, Some(owner)) => drop(self.claims.insert(claim, owner)),
             Undo::Claim(claim, None) => drop(self.claims.remove(&claim)),
             Undo::Shared(key, before) => put_count(&mut self.shared, key, before),

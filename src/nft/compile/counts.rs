@@ -29,12 +29,12 @@ impl RowCounts {
         self.0.iter().map(|((family, set), rows)| (*family, *set, *rows))
     }
 
-    /// Adds the rows that a Service will have. Rows that it shares with others count for each.
-    pub fn expect(&mut self, service: &ServiceForwarding) {
+    /// Adds the rows that a Service will have, in IPVS mode or not. Rows that it shares with others count for each.
+    pub fn expect(&mut self, service: &ServiceForwarding, ipvs: bool) {
         let mut groups = Family::ALL.map(|family| (family, Default::default())).into();
         let (owner, unclaimed, limits) = (Owner(0), BTreeMap::new(), &mut Vec::new());
         let mut planner = Planner { owner, unclaimed: &unclaimed, groups: &mut groups, limits };
-        for (id, _) in rows(&planner.service(service, &Programmed::default())) {
+        for (id, _) in rows(&planner.service(service, &Programmed::default()), ipvs) {
             self.grow(id.family, id.set, 1);
         }
     }

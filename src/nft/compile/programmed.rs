@@ -4,8 +4,46 @@ use std::net::IpAddr;
 
 use crate::forward::{Backend, Frontend, FrontendAddress, FrontendKind};
 use crate::model::{Family, Protocol, TrafficPolicy};
-use crate::nft::schema::Handle;
+use crate::nft::schema::{Handle, Owner};
 use crate::nft::slots::SlotTable;
+
+/// All Services by owner; owners are small numbers that are used again.
+#[derive(Debug, Default)]
+pub(super) struct Services(Vec<Programmed>);
+
+impl Services {
+    /// Bytes on the heap, about.
+    pub(super) fn heap_bytes(&self) -> usize {
+        let ports = self.0.iter().flat_map(|it| &it.ports);
+        let bytes = |port: &Port| {
+            let pools = [&port.cluster, &port.local].into_iter();
+            let backends = pools.map(|it| size_of_val(it.slots.backends())).sum::<usize>();
+            size_of::<Port>()
+                + size_of_val(&*port.frontends)
+                + size_of_val(&*port.hairpin)
+                + backends
+        };
+        self.0.capacity() * size_of::<Programmed>() + ports.map(bytes).sum::<usize>()
+    }
+
+    /// Empty if nothing of it is programmed.
+    pub(super) fn get(&self, owner: Owner) -> Programmed {
+        self.0.get(index(owner)).cloned().unwrap_or_default()
+    }
+
+    /// Returns what was there before.
+    pub(super) fn put(&mut self, owner: Owner, programmed: Programmed) -> Programmed {
+        if self.0.len() <= index(owner) {
+            self.0.resize(index(owner) + 1, Programmed::default());
+        }
+        let place = self.0.get_mut(index(owner));
+        place.map(|it| std::mem::replace(it, programmed)).unwrap_or_default()
+    }
+}
+
+fn index(owner: Owner) -> usize {
+    usize::try_from(owner.0).unwrap_or(usize::MAX)
+}
 
 /// The ports of one Service.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -59,10 +97,6 @@ pub(super) struct Claim {
 }
 
 impl Programmed {
-    pub(super) fn is_empty(&self) -> bool {
-        self.ports.is_empty()
-    }
-
     pub(super) fn claims(&self) -> impl Iterator<Item = Claim> + '_ {
         self.ports.iter().flat_map(Port::claims)
     }

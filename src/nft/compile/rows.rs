@@ -17,15 +17,15 @@ pub(super) struct RowId {
     pub(super) key: Key,
 }
 
-/// Rows, sorted, no two with the same id.
-pub(super) fn rows(service: &Programmed) -> Vec<(RowId, Value)> {
-    let mut rows = Rows(Vec::new());
+/// Rows, sorted, no two with the same id; with those of programs for IPVS only.
+pub(super) fn rows(service: &Programmed, ipvs: bool) -> Vec<(RowId, Value)> {
+    let mut rows = Rows { ipvs, rows: Vec::new() };
     for port in &service.ports {
         rows.port(port);
     }
-    rows.0.sort_unstable();
-    rows.0.dedup_by_key(|(id, _)| *id);
-    rows.0
+    rows.rows.sort_unstable();
+    rows.rows.dedup_by_key(|(id, _)| *id);
+    rows.rows
 }
 
 /// Rows that several Services, or several ports of a Service, may have in common.
@@ -103,11 +103,14 @@ impl At {
     }
 }
 
-struct Rows(Vec<(RowId, Value)>);
+struct Rows {
+    ipvs: bool,
+    rows: Vec<(RowId, Value)>,
+}
 
 impl Rows {
     fn push(&mut self, family: Family, set: SetName, key: Key, value: Value) {
-        self.0.push((RowId { family, set, key }, value));
+        self.rows.push((RowId { family, set, key }, value));
     }
 
     fn port(&mut self, port: &Port) {
@@ -176,6 +179,9 @@ impl Rows {
         let (family, at) = (port.family, At::new(port.protocol, frontend.at));
         if let (FrontendKind::ClusterIp, At::Address(it)) = (frontend.kind, at) {
             self.push(family, SetName::ClusterIps, Key::Address(it.address), Value::None);
+            if self.ipvs && frontend.without_backend == WithoutBackend::Served {
+                self.push(family, SetName::IpvsServices, at.key(), Value::None);
+            }
         }
         match frontend.without_backend {
             WithoutBackend::Served => {}

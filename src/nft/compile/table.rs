@@ -48,7 +48,7 @@ impl TableState {
 
     pub(super) fn stage(&mut self, program: &Program, family: Family, expected: &RowCounts) {
         let anew = self.rebuild || !self.exists;
-        let sets = skeleton::sets().into_iter().map(|it| it.name);
+        let sets = skeleton::sets(program).into_iter().map(|it| it.name);
         let sizes = sets
             .filter(|set| anew || !self.sizes.contains_key(set))
             .map(|set| (set, Some(initial_size(set, expected.get(family, set)))));

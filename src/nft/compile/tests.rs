@@ -233,7 +233,7 @@ fn full_sets_grow() {
 #[test]
 fn expected_rows_size_the_sets() {
     let mut expected = RowCounts::default();
-    expected.expect(&web(&(1..=3000).collect::<Vec<_>>(), None));
+    expected.expect(&web(&(1..=3000).collect::<Vec<_>>(), None), false);
     assert_eq!(expected.get(Family::V4, SetName::Endpoints), 6000);
     let mut compiler = Compiler::new(program());
     compiler.stage_skeleton(&expected);

@@ -58,7 +58,8 @@ fn statement(family: Family, statement: &Statement) -> String {
     let not = |negated: bool| if negated { "!= " } else { "" };
     match statement {
         Statement::CtStateNew => "ct state new".to_owned(),
-        Statement::CtStatusDnat => "ct status dnat".to_owned(),
+        Statement::CtStatusDnat { negated: false } => "ct status dnat".to_owned(),
+        Statement::CtStatusDnat { negated: true } => "ct status ! dnat".to_owned(),
         Statement::AddressIn { field: it, net, negated } => {
             format!("{} {}{}", field(family, *it), not(*negated), range(net))
         }

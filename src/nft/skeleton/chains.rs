@@ -216,7 +216,7 @@ fn sticky_lookup() -> Vec<Rule> {
 /// What base chains jump to.
 fn shared(program: &Program, family: Family) -> Vec<ChainSpec> {
     let endpoints = endpoints_check(&[], F, SetName::NoEndpoints, SetName::NoLocalEndpoints);
-    let guard = nodeport_check_guard(program.family(family).node_ports, family);
+    let guard = nodeport_check_guard(program, family);
     let (reject, drop) = (SetName::NodePortNoEndpoints, SetName::NodePortNoLocalEndpoints);
     vec![
         spec(Chain::Reject, vec![Rule(vec![Statement::Reject])]),
@@ -224,8 +224,9 @@ fn shared(program: &Program, family: Family) -> Vec<ChainSpec> {
         spec(Chain::ServiceEndpointsCheck, endpoints),
         spec(Chain::NodePortEndpointsCheck, endpoints_check(&guard, N, reject, drop)),
         spec(Chain::ClusterIpsCheck, cluster_ips_check()),
+        spec(Chain::LocalClusterIpsCheck, local_cluster_ips_check(program.ipvs)),
         spec(Chain::Services, services(program, family)),
-        spec(Chain::Masquerading, masquerading(program.masquerade_mark)),
+        spec(Chain::Masquerading, masquerading(program)),
     ]
 }
 
@@ -233,10 +234,14 @@ fn in_set(key: &[Field], set: SetName) -> Statement {
     Statement::InSet { key: key.to_vec(), set, negated: false }
 }
 
+fn not_in_set(key: &[Field], set: SetName) -> Statement {
+    Statement::InSet { key: key.to_vec(), set, negated: true }
+}
+
 fn firewall_check() -> Vec<Rule> {
     let key = vec![Field::Daddr, Field::L4Proto, Field::Dport, Field::Saddr];
-    let allowed = Statement::InSet { key, set: SetName::SourceRanges, negated: true };
-    vec![Rule(vec![in_set(F, SetName::Firewalled), allowed, Statement::Drop])]
+    let foreign = not_in_set(&key, SetName::SourceRanges);
+    vec![Rule(vec![in_set(F, SetName::Firewalled), foreign, Statement::Drop])]
 }
 
 fn endpoints_check(
@@ -261,6 +266,23 @@ fn cluster_ips_check() -> Vec<Rule> {
     ]
 }
 
+/// Where a cluster IP is an address of this node, because IPVS needs it or somebody else has bound it, what listens on
+/// all addresses must not be reached by it. In IPVS mode a packet that IPVS is to take passes: nft has sent it there, or
+/// its destination has a virtual server.
+fn local_cluster_ips_check(ipvs: bool) -> Vec<Rule> {
+    let untranslated = || Statement::CtStatusDnat { negated: true };
+    let to = |set| in_set(&[Field::Daddr], set);
+    let reject = || Statement::Goto(Chain::Reject);
+    if !ipvs {
+        return vec![Rule(vec![untranslated(), to(SetName::ClusterIps), reject()])];
+    }
+    let unserved = not_in_set(F, SetName::IpvsServices);
+    vec![
+        Rule(vec![untranslated(), to(SetName::ClusterIps), unserved, reject()]),
+        Rule(vec![untranslated(), to(SetName::IpvsDraining), reject()]),
+    ]
+}
+
 fn services(program: &Program, family: Family) -> Vec<Rule> {
     let of_family = program.family(family);
     let mut rules = Vec::new();
@@ -272,28 +294,34 @@ fn services(program: &Program, family: Family) -> Vec<Rule> {
         rules.push(Rule(vec![detected(detector, true), to_cluster_ip(), mark()]));
     }
     rules.push(Rule(vec![Statement::Vmap { key: F.to_vec(), map: SetName::Frontends }]));
-    let mut node_ports = nodeport_guard(of_family.node_ports, family);
+    let mut node_ports = nodeport_guard(program, family);
     node_ports.push(Statement::Vmap { key: N.to_vec(), map: SetName::NodePorts });
     rules.push(Rule(node_ports));
     rules
 }
 
 /// Which destinations are the node's own, for NodePorts. Loopback never is, as with kube-proxy's nftables mode.
-fn nodeport_guard(accepted: NodePortAddresses, family: Family) -> Vec<Statement> {
-    let mut guard = nodeport_check_guard(accepted, family);
-    if accepted == NodePortAddresses::All {
+fn nodeport_guard(program: &Program, family: Family) -> Vec<Statement> {
+    let mut guard = nodeport_check_guard(program, family);
+    if program.family(family).node_ports == NodePortAddresses::All {
         guard.push(Statement::FibLocal { field: Field::Daddr });
     }
     guard
 }
 
-/// As `nodeport_guard`, in the input hook, where every destination is local.
-fn nodeport_check_guard(accepted: NodePortAddresses, family: Family) -> Vec<Statement> {
-    match accepted {
-        NodePortAddresses::Listed => vec![in_set(&[Field::Daddr], SetName::NodePortIps)],
+/// As `nodeport_guard`, in the input hook, where every destination is local. Those of virtual servers are, too.
+fn nodeport_check_guard(program: &Program, family: Family) -> Vec<Statement> {
+    let daddr = &[Field::Daddr];
+    match program.family(family).node_ports {
+        NodePortAddresses::Listed => vec![in_set(daddr, SetName::NodePortIps)],
         NodePortAddresses::All => {
             let net = loopback(family);
-            vec![Statement::AddressIn { field: Field::Daddr, net, negated: true }]
+            let mut guard = vec![Statement::AddressIn { field: Field::Daddr, net, negated: true }];
+            if program.ipvs {
+                guard.push(not_in_set(daddr, SetName::ClusterIps));
+                guard.push(not_in_set(daddr, SetName::IpvsDraining));
+            }
+            guard
         }
     }
 }
@@ -305,14 +333,26 @@ fn loopback(family: Family) -> IpNet {
     }
 }
 
-fn masquerading(mark: u32) -> Vec<Rule> {
-    let to_itself = in_set(&[Field::Saddr, Field::Daddr], SetName::Hairpin);
-    vec![
+fn masquerading(program: &Program) -> Vec<Rule> {
+    let mark = program.masquerade_mark;
+    let mut to_itself = vec![in_set(&[Field::Saddr, Field::Daddr], SetName::Hairpin)];
+    if !program.ipvs {
+        // What IPVS translates does not have this.
+        to_itself.insert(0, Statement::CtStatusDnat { negated: false });
+    }
+    to_itself.push(Statement::Masquerade);
+    let mut rules = vec![
         // The priority has served as a register for session affinity; the queueing discipline must not see that.
         Rule(vec![Statement::PriorityAtLeast(Handle::BASE), Statement::PriorityReset]),
         Rule(vec![Statement::MarkIsSet(mark), Statement::MarkXor(mark), Statement::Masquerade]),
-        Rule(vec![Statement::CtStatusDnat, to_itself, Statement::Masquerade]),
-    ]
+        Rule(to_itself),
+    ];
+    if program.ipvs {
+        // A program of this node that connects to a cluster IP has that very address as its source.
+        let from_cluster_ip = in_set(&[Field::Saddr], SetName::ClusterIps);
+        rules.push(Rule(vec![from_cluster_ip, Statement::Masquerade]));
+    }
+    rules
 }
 
 fn bases() -> Vec<ChainSpec> {
@@ -322,7 +362,11 @@ fn bases() -> Vec<ChainSpec> {
     };
     let jump = |target| vec![Rule(vec![Statement::Jump(target)])];
     let unserved = [Chain::ServiceEndpointsCheck, Chain::ClusterIpsCheck];
-    let input = new(&[Chain::NodePortEndpointsCheck, Chain::ServiceEndpointsCheck]);
+    let input = new(&[
+        Chain::NodePortEndpointsCheck,
+        Chain::ServiceEndpointsCheck,
+        Chain::LocalClusterIpsCheck,
+    ]);
     vec![
         spec(Chain::FilterPreroutingPreDnat, new(&[Chain::FirewallCheck])),
         spec(Chain::FilterOutputPreDnat, new(&[Chain::FirewallCheck])),
@@ -361,7 +405,7 @@ mod tests {
     fn the_number_of_objects_is_a_small_constant() {
         let all = chains(&program(), Family::V4);
         let rules: usize = all.iter().map(|spec| spec.rules.len()).sum();
-        assert_eq!((all.len(), rules), (157, 1110));
+        assert_eq!((all.len(), rules), (158, 1112));
     }
 
     #[test]

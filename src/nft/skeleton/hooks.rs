@@ -23,6 +23,7 @@ pub fn base_hook(chain: Chain) -> Option<BaseHook> {
         | Chain::ServiceEndpointsCheck
         | Chain::NodePortEndpointsCheck
         | Chain::ClusterIpsCheck
+        | Chain::LocalClusterIpsCheck
         | Chain::Reject
         | Chain::Pick(_)
         | Chain::External(_)
@@ -63,6 +64,7 @@ pub fn comment(chain: Chain) -> &'static str {
         Chain::ServiceEndpointsCheck => "Frontends without endpoint",
         Chain::NodePortEndpointsCheck => "NodePorts without endpoint",
         Chain::ClusterIpsCheck => "Cluster IPs and ports that no Service has",
+        Chain::LocalClusterIpsCheck => "Programs of this node are no Services",
         Chain::Reject => "Port unreachable",
         Chain::Pick(_) | Chain::NodePortPick(_) => "Draw an endpoint",
         Chain::LocalPick(_) | Chain::NodePortLocalPick(_) => "Draw an endpoint on this node",

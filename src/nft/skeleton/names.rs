@@ -3,7 +3,7 @@
 use crate::nft::schema::{Chain, SetName, Slots};
 
 impl SetName {
-    pub const ALL: [SetName; 27] = [
+    pub const ALL: [SetName; 29] = [
         SetName::ClusterIps,
         SetName::ServiceCidrs,
         SetName::NodePortIps,
@@ -31,6 +31,8 @@ impl SetName {
         SetName::StickySlots,
         SetName::StickyEndpoints,
         SetName::Affinity,
+        SetName::IpvsServices,
+        SetName::IpvsDraining,
     ];
 
     /// The name in nft.
@@ -63,6 +65,8 @@ impl SetName {
             SetName::StickySlots => "sticky-slots",
             SetName::StickyEndpoints => "sticky-endpoints",
             SetName::Affinity => "affinity",
+            SetName::IpvsServices => "ipvs-services",
+            SetName::IpvsDraining => "ipvs-draining",
         }
     }
 
@@ -74,7 +78,7 @@ impl SetName {
 
 impl Chain {
     /// Chains whose name carries no number.
-    const PLAIN: [Chain; 22] = [
+    const PLAIN: [Chain; 23] = [
         Chain::FilterPreroutingPreDnat,
         Chain::FilterOutputPreDnat,
         Chain::FilterInput,
@@ -89,6 +93,7 @@ impl Chain {
         Chain::ServiceEndpointsCheck,
         Chain::NodePortEndpointsCheck,
         Chain::ClusterIpsCheck,
+        Chain::LocalClusterIpsCheck,
         Chain::Reject,
         Chain::Sticky,
         Chain::StickyExternal,

@@ -1,5 +1,6 @@
 //! Every set and map of a table, with what `nft list` says about it.
 
+use super::Program;
 use crate::nft::schema::{Data, Field, SetName, SetSpec};
 
 const FRONTEND: &[Field] = &[Field::Daddr, Field::L4Proto, Field::Dport];
@@ -16,9 +17,14 @@ const HANDLE: Data = Data::Fields(&[Field::Priority]);
 /// The type of a slot number. The modulus only gives nft a `typeof`; rules draw from smaller ones.
 const SLOT: Field = Field::Random(65_536);
 
-/// All sets and maps of a table, in the order of [`SetName`].
-pub fn sets() -> Vec<SetSpec> {
-    SetName::ALL.iter().map(|name| spec(*name)).collect()
+/// The sets and maps of the program's tables, in the order of [`SetName`].
+pub fn sets(program: &Program) -> Vec<SetSpec> {
+    SetName::ALL.into_iter().filter(|it| is_used(*it, program)).map(spec).collect()
+}
+
+/// Whether the program's tables have the set.
+pub fn is_used(set: SetName, program: &Program) -> bool {
+    program.ipvs || !matches!(set, SetName::IpvsServices | SetName::IpvsDraining)
 }
 
 /// The definition of one set or map.
@@ -117,6 +123,12 @@ fn definition(name: SetName) -> (&'static [Field], Data, &'static str) {
         SetName::StickyEndpoints => (GROUP, ENDPOINT, "The endpoint that a handle stands for"),
         SetName::Affinity => {
             (CLIENT, HANDLE, "Which endpoint a client has; written by packets, times out")
+        }
+        SetName::IpvsServices => {
+            (FRONTEND, Data::None, "Cluster IPs and ports that have a virtual server")
+        }
+        SetName::IpvsDraining => {
+            (&[Field::Daddr], Data::None, "Former cluster IPs that still have connections")
         }
     }
 }

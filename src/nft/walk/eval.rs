@@ -115,7 +115,7 @@ impl Evaluator<'_> {
     fn statement(&self, statement: &Statement, mut state: State) -> Vec<Step> {
         let step = match statement {
             Statement::CtStateNew => Step::Go(state),
-            Statement::CtStatusDnat => matches_if(state.translated, state),
+            Statement::CtStatusDnat { negated } => matches_if(state.translated != *negated, state),
             Statement::AddressIn { field, net, negated } => {
                 let address = self.address(*field, &state);
                 matches_if(net.contains(&address) != *negated, state)
@@ -253,6 +253,7 @@ impl Evaluator<'_> {
         let masked = |mask: u32| Handle(state.priority & mask);
         Some(match *fields {
             [Daddr] => Key::Address(state.destination),
+            [Saddr] => Key::Address(self.packet.source),
             [Saddr, Daddr] => Key::Pair(self.packet.source, state.destination),
             [Daddr, L4Proto, Dport] => Key::Frontend(self.frontend(state)),
             [Daddr, L4Proto, Dport, Random(_)] => Key::FrontendSlot(self.frontend(state), slot),

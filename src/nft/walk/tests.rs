@@ -337,9 +337,10 @@ fn web(policy: TrafficPolicy, affinity: Option<u32>) -> ServiceForwarding {
         local: vec![backend(0x0a00_0102)],
         hairpin: Vec::new(),
         serving: Vec::new(),
+        weights: Vec::new(),
         affinity,
     };
-    ServiceForwarding { ports: vec![port], health_check: None }
+    ServiceForwarding { ports: vec![port], health_check: None, ipvs_scheduler: None }
 }
 
 fn backend(address: u32) -> Backend {

@@ -95,6 +95,27 @@ fn every_word_lands_in_its_metric() {
     metrics.set_size(Family::V4, "endpoints", 1024);
     check(&metrics, "kubeferry_set_elements{ip_family=\"IPv4\",set=\"endpoints\"} 70");
     check(&metrics, "kubeferry_set_size{ip_family=\"IPv4\",set=\"endpoints\"} 1024");
+    metrics.memory("nft", 4096);
+    check(&metrics, "kubeferry_memory_estimated_bytes{room=\"nft\"} 4096");
+    metrics.refused_services(3);
+    check(&metrics, "kubeferry_refused_services 3");
+    metrics.config_reloaded(false);
+    check(&metrics, "kubeferry_config_last_reload_successful 0");
+    check(&metrics, "kubeferry_config_reloads_total{result=\"invalid\"} 1");
+    metrics.request("GET", "192.0.2.1:6443", Some(200), took);
+    metrics.request("GET", "192.0.2.1:6443", None, took);
+    check(
+        &metrics,
+        "rest_client_requests_total{code=\"200\",host=\"192.0.2.1:6443\",method=\"GET\"} 1",
+    );
+    check(
+        &metrics,
+        "rest_client_requests_total{code=\"<error>\",host=\"192.0.2.1:6443\",method=\"GET\"} 1",
+    );
+    check(
+        &metrics,
+        "rest_client_request_duration_seconds_count{host=\"192.0.2.1:6443\",verb=\"GET\"} 2",
+    );
     metrics.batch(BatchResult::Committed, 12, took);
     metrics.batch(BatchResult::Rejected, 99, took);
     check(&metrics, "kubeferry_batches_total{result=\"committed\"} 1");

@@ -10,11 +10,11 @@ use super::*;
 use crate::config::{DetectLocal, NodePortSelector};
 use crate::kernel::memory::{Failure, MemoryKernel};
 use crate::kernel::{Kernel, KernelError};
-use crate::model::Resource;
 use crate::model::sample::{self, Step, ip, name, service, slice};
+use crate::model::{Resource, Service};
 use crate::nft::compile::tests::laws::canonical_table;
 use crate::nft::render;
-use crate::nft::schema::{Key, SetName, Value};
+use crate::nft::schema::{Key, Op, SetName, Value};
 
 const RESOURCES: [Resource; 4] =
     [Resource::Service, Resource::EndpointSlice, Resource::Node, Resource::ServiceCidr];
@@ -34,8 +34,13 @@ proptest! {
     fn any_history_with_any_failures_ends_as_from_scratch(events in vec(event(), 0..40)) {
         let mut host = Host::started();
         let mut world = sample::World::default();
+        let mut last = settings(0);
         for event in events {
             match event {
+                Event::Settings(choice) => {
+                    last = settings(choice);
+                    host.engine.set_settings(last.clone());
+                }
                 Event::Step(step) => {
                     world.step(step).into_iter().for_each(|change| host.engine.apply(change));
                 }
@@ -52,7 +57,7 @@ proptest! {
         host.settle();
         prop_assert_eq!(host.engine.refused_count(), 0);
         prop_assert!(host.engine.triggers.is_empty(), "{:?}", host.engine.triggers);
-        let mut fresh = Host::started();
+        let mut fresh = Host::started_with(last.clone());
         world.relist().into_iter().for_each(|change| fresh.engine.apply(change));
         fresh.settle();
         for family in Family::ALL {
@@ -62,7 +67,7 @@ proptest! {
         prop_assert_eq!(host.engine.lacking_local(), fresh.engine.lacking_local());
         prop_assert_eq!(host.engine.conflict_count(), fresh.engine.conflict_count());
         // A restart finds nothing to write.
-        let mut restarted = Host { kernel: host.kernel.clone(), ..Host::started() };
+        let mut restarted = Host { kernel: host.kernel.clone(), ..Host::started_with(last) };
         (restarted.kernel.committed, restarted.kernel.last) = (0, None);
         world.relist().into_iter().for_each(|change| restarted.engine.apply(change));
         restarted.settle();
@@ -82,6 +87,8 @@ enum Event {
     Refuse(u32),
     /// Whether the kernel tells which operation it refuses.
     Anonymous(bool),
+    /// The configuration file has changed.
+    Settings(u8),
     Retry,
 }
 
@@ -105,6 +112,7 @@ fn event() -> impl Strategy<Value = Event> {
         2 => (1..4_usize, failure).prop_map(|(nth, failure)| Event::Fail(nth, failure)),
         1 => (0..4_u32).prop_map(Event::Refuse),
         1 => any::<bool>().prop_map(Event::Anonymous),
+        1 => (0..5_u8).prop_map(Event::Settings),
         1 => Just(Event::Retry),
     ]
 }
@@ -317,7 +325,7 @@ fn a_kernel_that_does_not_hold_what_is_believed_is_looked_at_before_a_service_is
     // Somebody takes a row away that is to be replaced next.
     let (set, family) = (SetName::Endpoints, Family::V4);
     let row = host.kernel.tables.rows(family, set).next().map(|(key, _)| *key).unwrap();
-    let gone = Batch(vec![crate::nft::Op::DeleteElement { family, set, key: row, owner: None }]);
+    let gone = Batch(vec![Op::DeleteElement { family, set, key: row, owner: None }]);
     host.kernel.commit(&gone).unwrap();
     host.engine.apply(endpoint("ns/a", 1, 2));
     assert!(host.pass().is_none());
@@ -349,7 +357,7 @@ fn sets_that_do_not_grow_are_made_anew() {
     assert_eq!(host.engine.refused_count(), 0);
     assert_eq!(host.kernel.tables.rows(Family::V4, SetName::ClusterIps).count(), 3_000);
     let anew = host.kernel.last.as_ref().unwrap();
-    assert!(anew.0.contains(&crate::nft::Op::DeleteTable(Family::V4)), "in one transaction");
+    assert!(anew.0.contains(&Op::DeleteTable(Family::V4)), "in one transaction");
     assert!(host.kernel.committed <= tables + 2, "{} batches", host.kernel.committed - tables);
     // With room for as many again.
     host.engine.apply(Change::ServiceApplied(service("ns/more", "10.98.0.1")));
@@ -362,6 +370,50 @@ fn sets_that_do_not_grow_are_made_anew() {
     assert_eq!(host.engine.refused_count(), 1);
 }
 
+#[test]
+fn a_rolling_update_writes_what_it_replaces_and_no_verdict() {
+    check_rolling(None, 20, &[SetName::Endpoints]);
+    check_rolling(Some(10_800), 40, &[SetName::StickySlots, SetName::StickyEndpoints]);
+}
+
+/// A thousand endpoints, ten replaced at a time: at once, and with the new ones coming before the old ones go.
+#[track_caller]
+fn check_rolling(affinity: Option<u32>, operations: usize, sets: &[SetName]) {
+    let mut host = Host::started();
+    let service = Service { affinity, ..service("ns/a", "10.96.0.1") };
+    host.engine.apply(Change::ServiceApplied(service));
+    (0..10).for_each(|it| host.engine.apply(hundred(it, 0, 0)));
+    host.settle();
+    for (number, generation) in (0..100).zip([1, 2].into_iter().cycle()) {
+        let step = number % 10;
+        for (come, gone) in if generation == 1 { vec![(10, 10)] } else { vec![(10, 0), (10, 10)] } {
+            host.engine.apply(hundred(number / 10, step * 10 + come, step * 10 + gone));
+            host.settle();
+            let written = host.kernel.last.take().unwrap();
+            // A surge moves the last ones into the holes: three rows for each that goes instead of one.
+            let most =
+                if come == gone && generation == 2 { operations * 3 / 2 } else { operations };
+            assert!(written.len() <= most, "{} operations", written.len());
+            let only = |op: &Op| match op {
+                Op::AddElement { set, .. } | Op::DeleteElement { set, .. } => sets.contains(set),
+                _ => false,
+            };
+            assert!(written.0.iter().all(only), "{}", render::batch(&written));
+        }
+    }
+    assert_eq!(host.kernel.tables.rows(Family::V4, *sets.last().unwrap()).count(), 1_000);
+}
+
+/// A slice of a hundred endpoints; the first `come` are there in the new version, all but the first `gone` in the old.
+fn hundred(slice_number: u32, come: u32, gone: u32) -> Change {
+    let of = |version: u32, range: std::ops::Range<u32>| {
+        range.map(move |it| format!("10.{version}.{slice_number}.{it}"))
+    };
+    let endpoints: Vec<String> = of(2, 0..come).chain(of(1, gone..100)).collect();
+    let endpoints: Vec<&str> = endpoints.iter().map(String::as_str).collect();
+    Change::SliceApplied(slice(&format!("ns/a-{slice_number}"), "ns/a", &endpoints))
+}
+
 /// An engine and its kernel, with the loop's way of passing things between them.
 struct Host {
     engine: Engine,
@@ -370,16 +422,33 @@ struct Host {
     anonymous: bool,
 }
 
+/// Settings that can follow each other in one process.
+fn settings(choice: u8) -> Settings {
+    let usual = Settings {
+        masquerade_mark: 0x4000,
+        masquerade_all: false,
+        ipvs: None,
+        families: Family::ALL.to_vec(),
+        detect_local: DetectLocal::ClusterCidr(Vec::new()),
+        node_ports: NodePortSelector::Primary,
+        node_ip: None,
+    };
+    let range = |text: &str| vec![text.parse().unwrap()];
+    match choice {
+        0 => usual,
+        1 => Settings { masquerade_all: true, ..usual },
+        2 => Settings { node_ports: NodePortSelector::Within(range("192.168.9.0/24")), ..usual },
+        3 => Settings { node_ports: NodePortSelector::All, masquerade_mark: 0x8000, ..usual },
+        _ => Settings { detect_local: DetectLocal::ClusterCidr(range("10.0.0.0/8")), ..usual },
+    }
+}
+
 impl Host {
     fn new() -> Host {
-        let settings = Settings {
-            masquerade_mark: 0x4000,
-            masquerade_all: false,
-            families: Family::ALL.to_vec(),
-            detect_local: DetectLocal::ClusterCidr(Vec::new()),
-            node_ports: NodePortSelector::Primary,
-            node_ip: None,
-        };
+        Host::with(settings(0))
+    }
+
+    fn with(settings: Settings) -> Host {
         let mut engine = Engine::new(settings, Cluster::new(&RESOURCES));
         let addresses = ["127.0.0.1", "192.168.0.2", "192.168.9.9", "2001:db8::5"].map(ip);
         engine.apply(Change::HostAddresses(addresses.into()));
@@ -388,7 +457,11 @@ impl Host {
 
     /// With empty lists of everything.
     fn started() -> Host {
-        let mut host = Host::new();
+        Host::started_with(settings(0))
+    }
+
+    fn started_with(settings: Settings) -> Host {
+        let mut host = Host::with(settings);
         for resource in RESOURCES {
             host.engine.apply(Change::Listing(resource));
             host.engine.apply(Change::Listed(resource));

@@ -51,7 +51,9 @@ fn any_key(family: Family, set: SetName) -> BoxedStrategy<Key> {
             .prop_map(|(protocol, port)| NodePortKey { protocol, port })
     };
     match set {
-        SetName::ClusterIps | SetName::NodePortIps => address().prop_map(Key::Address).boxed(),
+        SetName::ClusterIps | SetName::NodePortIps | SetName::IpvsDraining => {
+            address().prop_map(Key::Address).boxed()
+        }
         SetName::ServiceCidrs => any_net(family).prop_map(Key::Range).boxed(),
         SetName::SourceRanges => (frontend(), any_net(family))
             .prop_map(|(frontend, net)| Key::FrontendSource(frontend, net))
@@ -81,6 +83,7 @@ fn any_key(family: Family, set: SetName) -> BoxedStrategy<Key> {
             (address(), handle()).prop_map(|(client, handle)| Key::Client(client, handle)).boxed()
         }
         SetName::Firewalled
+        | SetName::IpvsServices
         | SetName::NoEndpoints
         | SetName::NoLocalEndpoints
         | SetName::Frontends

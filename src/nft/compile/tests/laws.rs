@@ -138,14 +138,14 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 /// A random Service; owners never claim the same frontends, but share endpoints.
-pub(in crate::nft) fn forwarding(owner: u32) -> impl Strategy<Value = ServiceForwarding> {
+pub(crate) fn forwarding(owner: u32) -> impl Strategy<Value = ServiceForwarding> {
     let ports = vec((any::<[bool; 7]>(), 0..3_u8, endpoints(), endpoints(), 0..3_u8), 1..3);
     ports.prop_map(move |ports| {
         let ports = ports.into_iter().zip([80, 443]);
         let ports = ports.map(|((flags, affinity, cluster, local, without), number)| {
             random_port(owner, number, flags, affinity, (cluster, local), without)
         });
-        ServiceForwarding { ports: ports.collect(), health_check: None }
+        ServiceForwarding { ports: ports.collect(), health_check: None, ipvs_scheduler: None }
     })
 }
 

@@ -109,9 +109,10 @@ pub(super) fn web(endpoints: &[u32], affinity: Option<u32>) -> ServiceForwarding
         local: Vec::new(),
         hairpin: Vec::new(),
         serving: Vec::new(),
+        weights: Vec::new(),
         affinity,
     };
-    ServiceForwarding { ports: vec![port], health_check: None }
+    ServiceForwarding { ports: vec![port], health_check: None, ipvs_scheduler: None }
 }
 
 /// With a cluster IP only.

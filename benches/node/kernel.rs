@@ -1,14 +1,5 @@
 //! What the kernel needs for our batches, beside `nft -f` and beside the kernel alone: the same elements, the same
-//! run. Works in a network namespace of its own.
-
-#![expect(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::print_stdout,
-    clippy::disallowed_methods,
-    reason = "a benchmark reads clocks, starts programs, prints, and ends with the first thing that goes wrong"
-)]
+//! run.
 
 use std::time::{Duration, Instant};
 
@@ -16,25 +7,21 @@ use kube_ferry::kernel::{Kernel as _, NetlinkKernel};
 use kube_ferry::objects::Interner;
 use kube_ferry::sync::engine::Engine;
 
-use figures::program::{enter_namespace, nft};
-use figures::shape::{self, Shape};
-use figures::table::{Figure, publish};
-use figures::yardstick::{kernel_alone, nft_load};
-
-mod figures;
+use crate::figures::program::nft;
+use crate::figures::shape::{self, Shape};
+use crate::figures::table::Figure;
+use crate::figures::yardstick::{kernel_alone, nft_load};
 
 const CHANGES: u32 = 200;
 
-fn main() {
-    enter_namespace();
-    let mut figures = Vec::new();
+pub(crate) fn kernel(figures: &mut Vec<Figure>) {
     for shape in [Shape::new(10_000, 5), Shape::new(30_000, 5)] {
-        measure(shape, &mut figures);
+        measure(shape, figures);
     }
-    publish("kernel", &figures);
 }
 
 fn measure(shape: Shape, figures: &mut Vec<Figure>) {
+    nft("flush ruleset");
     let nft_load = nft_load(shape);
     let mut kernel = NetlinkKernel::new().unwrap();
     let mut engine = shape.engine();

@@ -369,6 +369,35 @@ fn a_kernel_that_does_not_hold_what_is_believed_is_looked_at_before_a_service_is
     assert_eq!(host.engine.refused_count(), 1);
 }
 
+/// Before Linux 6.5 a set has the size that it was made with.
+#[test]
+fn sets_that_do_not_grow_are_made_anew() {
+    let mut host = Host::started();
+    host.kernel.fixed_sizes = true;
+    host.settle();
+    let tables = host.kernel.committed;
+    for n in 0..3_000_u16 {
+        let [high, low] = n.to_be_bytes();
+        let address = format!("10.97.{high}.{low}");
+        host.engine.apply(Change::ServiceApplied(service(&format!("ns/a{n}"), &address)));
+    }
+    host.settle();
+    assert_eq!(host.engine.refused_count(), 0);
+    assert_eq!(host.kernel.tables.rows(Family::V4, SetName::ClusterIps).count(), 3_000);
+    let anew = host.kernel.last.as_ref().unwrap();
+    assert!(anew.0.contains(&Op::DeleteTable(Family::V4)), "in one transaction");
+    assert!(host.kernel.committed <= tables + 2, "{} batches", host.kernel.committed - tables);
+    // With room for as many again.
+    host.engine.apply(Change::ServiceApplied(service("ns/more", "10.98.0.1")));
+    host.settle();
+    assert!(host.kernel.last.as_ref().is_some_and(|it| it.len() < 10));
+    // Only sets that are as large as they can be made are a Service's fault.
+    host.kernel.refuse_owner(Owner(0), ENFILE);
+    host.engine.apply(Change::ServiceApplied(service("ns/a0", "10.97.99.99")));
+    host.settle();
+    assert_eq!(host.engine.refused_count(), 1);
+}
+
 #[test]
 fn a_rolling_update_writes_what_it_replaces_and_no_verdict() {
     check_rolling(None, 20, &[SetName::Endpoints]);
@@ -411,35 +440,6 @@ fn hundred(slice_number: u32, come: u32, gone: u32) -> Change {
     let endpoints: Vec<String> = of(2, 0..come).chain(of(1, gone..100)).collect();
     let endpoints: Vec<&str> = endpoints.iter().map(String::as_str).collect();
     Change::SliceApplied(slice(&format!("ns/a-{slice_number}"), "ns/a", &endpoints))
-}
-
-/// Before Linux 6.5 a set has the size that it was made with.
-#[test]
-fn sets_that_do_not_grow_are_made_anew() {
-    let mut host = Host::started();
-    host.kernel.fixed_sizes = true;
-    host.settle();
-    let tables = host.kernel.committed;
-    for n in 0..3_000_u16 {
-        let [high, low] = n.to_be_bytes();
-        let address = format!("10.97.{high}.{low}");
-        host.engine.apply(Change::ServiceApplied(service(&format!("ns/a{n}"), &address)));
-    }
-    host.settle();
-    assert_eq!(host.engine.refused_count(), 0);
-    assert_eq!(host.kernel.tables.rows(Family::V4, SetName::ClusterIps).count(), 3_000);
-    let anew = host.kernel.last.as_ref().unwrap();
-    assert!(anew.0.contains(&Op::DeleteTable(Family::V4)), "in one transaction");
-    assert!(host.kernel.committed <= tables + 2, "{} batches", host.kernel.committed - tables);
-    // With room for as many again.
-    host.engine.apply(Change::ServiceApplied(service("ns/more", "10.98.0.1")));
-    host.settle();
-    assert!(host.kernel.last.as_ref().is_some_and(|it| it.len() < 10));
-    // Only sets that are as large as they can be made are a Service's fault.
-    host.kernel.refuse_owner(Owner(0), ENFILE);
-    host.engine.apply(Change::ServiceApplied(service("ns/a0", "10.97.99.99")));
-    host.settle();
-    assert_eq!(host.engine.refused_count(), 1);
 }
 
 /// An engine and its kernel, with the loop's way of passing things between them.

@@ -200,7 +200,7 @@ fn program() -> Program {
     Program {
         masquerade_mark: 0x4000,
         masquerade_all: false,
-        ipvs: false,
+        ipvs: true,
         families: Family::ALL.to_vec(),
         v4: family("10.0.0.0/8"),
         v6: family("fd00:10::/64"),

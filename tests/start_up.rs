@@ -45,8 +45,10 @@ fn no_permission() {
     check(&starter, &["--dry-run=kernel", &manifests], &["CAP_NET_ADMIN"]);
 }
 
+/// To ignore what cannot be done would promise what is not done.
 #[test]
-fn flags_that_nobody_has() {
+fn flags_that_cannot_be_followed() {
+    check(&[], &["--feature-gates=NativeHistograms=true", "--manifests=/"], &["not implemented"]);
     check(&[], &["--no-such-flag"], &["--no-such-flag"]);
 }
 

@@ -71,10 +71,11 @@ fn all_variants_of_the_program_load() {
     ];
     for detector in detectors {
         for node_ports in [NodePortAddresses::All, NodePortAddresses::Listed] {
-            for masquerade_all in [false, true] {
+            for (masquerade_all, ipvs) in [(false, false), (true, false), (true, true)] {
                 let family = FamilyProgram { detector: detector.clone(), node_ports };
                 let (v4, v6) = (family.clone(), family);
-                let mut compiler = Compiler::new(Program { masquerade_all, v4, v6, ..program() });
+                let program = Program { masquerade_all, ipvs, v4, v6, ..program() };
+                let mut compiler = Compiler::new(program);
                 compiler.stage_skeleton(&RowCounts::default());
                 let text = render::batch(&compiler.batch());
                 assert!(load(&[&text]).contains("chain nat-postrouting"));
@@ -85,7 +86,7 @@ fn all_variants_of_the_program_load() {
 
 /// Tables with rows in every set, and the batches that made them.
 fn everything() -> (Tables, Vec<String>) {
-    let mut compiler = Compiler::new(program());
+    let mut compiler = Compiler::new(Program { ipvs: true, ..program() });
     let (mut tables, mut batches) = (Tables::default(), Vec::new());
     let mut commit = |compiler: &mut Compiler| {
         let batch = compiler.batch();

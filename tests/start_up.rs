@@ -52,6 +52,13 @@ fn flags_that_cannot_be_followed() {
     check(&[], &["--no-such-flag"], &["--no-such-flag"]);
 }
 
+/// With or without IPVS in this kernel: what is lacking is told, and there is no falling back to another mode.
+#[test]
+fn ipvs_without_the_scheduler() {
+    let flags = ["--proxy-mode=ipvs", "--ipvs-scheduler=no-such", "--manifests=/"];
+    check(&[], &flags, &["cannot program IPVS: this kernel has no", "modprobe ip_vs"]);
+}
+
 /// Runs the binary in a namespace of its own and expects it to end with 1 and all these words on standard error.
 #[track_caller]
 fn check(starter: &[&str], flags: &[&str], words: &[&str]) {

@@ -426,6 +426,11 @@ impl Engine {
         over
     }
 
+    /// In nftables mode: what is left of IPVS mode is left alone.
+    pub fn forget_servers(&mut self) {
+        self.servers = None;
+    }
+
     /// What users should know about virtual servers, each once since the last call.
     pub fn take_server_limits(&mut self) -> Vec<ServerLimit> {
         self.servers.as_mut().map(Servers::take_limits).unwrap_or_default()

@@ -38,7 +38,7 @@ pub fn chains(program: &Program, family: Family) -> Vec<ChainSpec> {
     all.extend(sticky(&local));
     all.extend(Slots::all().flat_map(|slots| externals(&local, slots)));
     all.extend(shared(program, family));
-    all.extend(bases());
+    all.extend(bases(program.ipvs));
     all
 }
 
@@ -353,7 +353,7 @@ fn masquerading(program: &Program) -> Vec<Rule> {
     ]
 }
 
-fn bases() -> Vec<ChainSpec> {
+fn bases(ipvs: bool) -> Vec<ChainSpec> {
     let new = |targets: &[Chain]| -> Vec<Rule> {
         let jump = |target: &Chain| Rule(vec![Statement::CtStateNew, Statement::Jump(*target)]);
         targets.iter().map(jump).collect()
@@ -365,9 +365,19 @@ fn bases() -> Vec<ChainSpec> {
         Chain::ServiceEndpointsCheck,
         Chain::LocalClusterIpsCheck,
     ]);
+    let mut output_pre_dnat = new(&[Chain::FirewallCheck]);
+    if ipvs {
+        // At output IPVS comes before the other checks, and would reject what it has no destination for.
+        output_pre_dnat.push(Rule(vec![
+            Statement::CtStateNew,
+            in_set(&[Field::Daddr], SetName::ClusterIps),
+            in_set(F, SetName::NoLocalEndpoints),
+            Statement::Drop,
+        ]));
+    }
     vec![
         spec(Chain::FilterPreroutingPreDnat, new(&[Chain::FirewallCheck])),
-        spec(Chain::FilterOutputPreDnat, new(&[Chain::FirewallCheck])),
+        spec(Chain::FilterOutputPreDnat, output_pre_dnat),
         spec(Chain::FilterInput, input),
         spec(Chain::FilterForward, new(&unserved)),
         spec(Chain::FilterOutput, new(&unserved)),

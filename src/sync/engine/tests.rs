@@ -7,7 +7,6 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 use super::*;
-use crate::sync::facts::VirtualServers;
 use crate::config::{DetectLocal, NodePortSelector};
 use crate::kernel::memory::{Failure, MemoryIpvs, MemoryKernel};
 use crate::kernel::{Ipvs, IpvsSettings, Kernel, KernelError};
@@ -16,6 +15,7 @@ use crate::model::{Resource, Service};
 use crate::nft::compile::tests::laws::canonical_table;
 use crate::nft::render;
 use crate::nft::schema::{Key, Op, SetName, Value};
+use crate::sync::facts::VirtualServers;
 
 const RESOURCES: [Resource; 4] =
     [Resource::Service, Resource::EndpointSlice, Resource::Node, Resource::ServiceCidr];

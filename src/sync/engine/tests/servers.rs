@@ -77,10 +77,8 @@ fn weights_are_those_of_the_slices() {
     let mut host = Host::started_with(balanced(settings(0)));
     host.engine.apply(Change::ServiceApplied(service("ns/a1", "10.96.0.1")));
     let plain = slice("ns/a-1", "ns/a1", &["10.1.0.1"]);
-    let heavy = EndpointSlice {
-        ipvs_weight: "7".parse().ok(),
-        ..slice("ns/a-2", "ns/a1", &["10.1.0.2"])
-    };
+    let heavy =
+        EndpointSlice { ipvs_weight: "7".parse().ok(), ..slice("ns/a-2", "ns/a1", &["10.1.0.2"]) };
     host.engine.apply(Change::SliceApplied(plain));
     host.engine.apply(Change::SliceApplied(heavy));
     host.settle();

@@ -337,7 +337,6 @@ fn settings() -> Settings {
         detect_local: DetectLocal::ClusterCidr(vec!["10.244.0.0/16".parse().unwrap()]),
         node_ports: NodePortSelector::All,
         node_ip: None,
-        ipvs: None,
     }
 }
 

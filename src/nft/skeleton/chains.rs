@@ -279,7 +279,8 @@ fn local_cluster_ips_check(ipvs: bool) -> Vec<Rule> {
     let unserved = not_in_set(F, SetName::IpvsServices);
     vec![
         Rule(vec![untranslated(), to(SetName::ClusterIps), unserved, reject()]),
-        Rule(vec![untranslated(), to(SetName::IpvsDraining), reject()]),
+        // Nobody's address any more: as an unallocated one.
+        Rule(vec![untranslated(), to(SetName::IpvsDraining), Statement::Drop]),
     ]
 }
 

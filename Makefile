@@ -50,3 +50,4 @@ soak:
 
 include deploy/deploy.mk
 include tests/vm/vm.mk
+include fuzz/fuzz.mk

@@ -12,6 +12,8 @@ pub mod lock;
 pub mod memory;
 pub mod netlink;
 pub mod others;
+#[cfg(any(test, fuzzing))]
+pub mod outside;
 
 use std::collections::BTreeMap;
 

@@ -20,6 +20,8 @@ mod decode;
 mod directory;
 mod events;
 mod manifests;
+#[cfg(any(test, fuzzing))]
+pub mod outside;
 mod proxy;
 mod reflect;
 mod resource;

@@ -2,6 +2,8 @@
 
 mod dump;
 mod faulty;
+mod killed;
+mod netlink_faults;
 mod node;
 mod ownership;
 mod traffic;

@@ -183,7 +183,7 @@ fn interface(payload: &[u8]) -> Option<u32> {
 }
 
 /// The interface and its own address in an `RTM_NEWADDR`.
-fn decode(payload: &[u8]) -> Option<(u32, IpAddr)> {
+pub(super) fn decode(payload: &[u8]) -> Option<(u32, IpAddr)> {
     let attributes = payload.get(IFADDRMSG..)?;
     let address = find(attributes, IFA_LOCAL).or_else(|| find(attributes, IFA_ADDRESS))?;
     let address = <[u8; 4]>::try_from(address)

@@ -110,6 +110,12 @@ fn dump(
     answer.map_err(|failure| failure.into_error("reading tracked flows"))
 }
 
+/// Takes any message.
+#[cfg(any(test, fuzzing))]
+pub(super) fn read_any(kind: u16, payload: &[u8]) {
+    let _ = codec::read_udp(kind, payload);
+}
+
 fn cannot_filter(failure: &Failure) -> bool {
     let Failure::Refused(error) = failure else { return false };
     matches!(error.raw_os_error(), Some(EINVAL | EOPNOTSUPP))

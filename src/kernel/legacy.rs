@@ -159,3 +159,17 @@ fn lock() -> Result<Option<File>, KernelError> {
     }
     Err(KernelError::Interrupted(format!("somebody holds {LOCK}")))
 }
+
+/// Takes any bytes for the description of a table, 84 of them, and its entries; removes every other rule.
+#[cfg(any(test, fuzzing))]
+pub(super) fn read_any(bytes: &[u8]) {
+    const DESCRIPTION: usize = 84;
+    let Some(info) = request::Info::read(bytes) else { return };
+    let entries = bytes.get(DESCRIPTION..).unwrap_or_default();
+    for family in Family::ALL {
+        if let Ok(table) = table::Table::parse(family, &info, entries.to_vec()) {
+            let _ = table.without(&Removal::default());
+            let _ = table.chains();
+        }
+    }
+}

@@ -185,3 +185,10 @@ fn judge(sent: &codec::Sent, answers: &[ErrorMessage]) -> Result<(), KernelError
         Err(KernelError::Unknown("no acknowledgement came".to_owned()))
     }
 }
+
+/// Takes any message.
+#[cfg(any(test, fuzzing))]
+pub(super) fn read_any(kind: u16, payload: &[u8]) {
+    let _ = codec::read_chain("nat", kind, payload);
+    let _ = codec::read_rule(kind, payload);
+}

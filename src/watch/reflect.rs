@@ -13,7 +13,7 @@
 //! ends in a loop of errors, one odd object spoils its whole list page for ever, pages are held as text and as objects
 //! before the first is handed on, `Retry-After` is lost, and a line cut in two is passed over in silence.
 
-mod message;
+pub(super) mod message;
 mod recovery;
 
 use std::sync::Arc;

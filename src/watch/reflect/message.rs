@@ -7,38 +7,38 @@ use serde_json::value::RawValue;
 
 /// A line of a watch.
 #[derive(Deserialize)]
-pub(super) struct Event<'a> {
+pub(in crate::watch) struct Event<'a> {
     #[serde(rename = "type", borrow)]
-    pub(super) kind: Cow<'a, str>,
+    pub(in crate::watch) kind: Cow<'a, str>,
     #[serde(borrow)]
-    pub(super) object: &'a RawValue,
+    pub(in crate::watch) object: &'a RawValue,
 }
 
 /// What is read of a list besides its items, of a bookmark, and of an object for its version.
 #[derive(Deserialize)]
-pub(super) struct List {
-    pub(super) metadata: ListMetadata,
+pub(in crate::watch) struct List {
+    pub(in crate::watch) metadata: ListMetadata,
 }
 
 #[derive(Deserialize)]
-pub(super) struct ListMetadata {
+pub(in crate::watch) struct ListMetadata {
     #[serde(rename = "resourceVersion", default)]
-    pub(super) version: String,
+    pub(in crate::watch) version: String,
     #[serde(rename = "continue", default)]
-    pub(super) next: Option<String>,
+    pub(in crate::watch) next: Option<String>,
     #[serde(default)]
-    pub(super) annotations: Option<BookmarkAnnotations>,
+    pub(in crate::watch) annotations: Option<BookmarkAnnotations>,
 }
 
 #[derive(Deserialize)]
-pub(super) struct BookmarkAnnotations {
+pub(in crate::watch) struct BookmarkAnnotations {
     #[serde(rename = "k8s.io/initial-events-end")]
-    pub(super) initial_events_end: Option<String>,
+    pub(in crate::watch) initial_events_end: Option<String>,
 }
 
 #[derive(Deserialize)]
-pub(super) struct Status {
-    pub(super) code: u16,
+pub(in crate::watch) struct Status {
+    pub(in crate::watch) code: u16,
     #[serde(default)]
-    pub(super) message: String,
+    pub(in crate::watch) message: String,
 }

@@ -333,7 +333,7 @@ impl<K: Kernel> Sync<K> {
             Refusal::LeftOut(services) => {
                 self.refused_since.get_or_insert_with(now);
                 for (service, rejection) in services {
-                    self.reporter.left_out(self.engine.cluster().name(service), &rejection);
+                    self.reporter.left_out(self.engine.cluster(), service, &rejection);
                 }
                 Pass::Again
             }
@@ -386,7 +386,7 @@ impl<K: Kernel> Sync<K> {
         let conflicts = self.engine.take_conflicts();
         // Counting walks all Services, which one changed endpoint must not cost.
         if !conflicts.is_empty() {
-            self.reporter.conflicts(conflicts, self.engine.conflict_count());
+            self.reporter.conflicts(self.engine.cluster(), conflicts, self.engine.conflict_count());
         }
         for limit in self.engine.take_limits() {
             self.reporter.limit(self.engine.cluster(), &limit);

@@ -294,6 +294,7 @@ pub(crate) fn exercise(metrics: &Metrics) {
         stats.count_skipped(&Skipped {
             resource,
             name,
+            uid: None,
             reason: "malformed",
             message: String::new(),
         });

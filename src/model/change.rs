@@ -7,7 +7,7 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use super::endpoint::EndpointSlice;
-use super::name::ObjectName;
+use super::name::{ObjectName, Uid};
 use super::node::{Node, ServiceCidr};
 use super::service::Service;
 
@@ -82,6 +82,8 @@ pub struct Skipped {
     pub resource: Resource,
     /// Empty namespace for cluster-scoped objects.
     pub name: ObjectName,
+    /// `metadata.uid`, for the Event.
+    pub uid: Option<Uid>,
     /// A few words, bounded cardinality; label of the metric, e.g. `invalid-address`.
     pub reason: &'static str,
     /// One sentence for a person: what is wrong, where, what is done about it.

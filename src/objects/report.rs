@@ -3,7 +3,7 @@
 use super::lenient::{Field, Items};
 use super::raw::{List, Meta};
 use super::{Interner, LIST_LIMIT};
-use crate::model::{ObjectName, Resource, Skipped};
+use crate::model::{ObjectName, Resource, Skipped, Uid};
 
 /// Skipped parts that are told one by one; a slice with thousands of bad endpoints has one cause, not thousands.
 const TOLD: usize = 8;
@@ -12,6 +12,7 @@ const TOLD: usize = 8;
 pub(super) struct Report {
     resource: Resource,
     pub(super) name: ObjectName,
+    uid: Option<Uid>,
     skipped: Vec<Skipped>,
     untold: usize,
 }
@@ -25,6 +26,7 @@ impl Report {
     ) -> Result<Report, Skipped> {
         let namespaced = matches!(resource, Resource::Service | Resource::EndpointSlice);
         let (namespace, name) = (meta.namespace.text(), meta.name.text());
+        let uid = Uid::parse(meta.uid.text());
         let named = is_name(name, 253)
             && if namespaced { is_name(namespace, 63) } else { namespace.is_empty() };
         if !named {
@@ -32,11 +34,11 @@ impl Report {
             let message =
                 "metadata.namespace and metadata.name do not name an object; it is left out"
                     .to_owned();
-            return Err(Skipped { resource, name: shown, reason: "invalid-name", message });
+            return Err(Skipped { resource, name: shown, uid, reason: "invalid-name", message });
         }
         // Names of objects differ, sharing them would only cost; the cluster's state keeps each once.
         let name = ObjectName { namespace: interner.text(namespace), name: name.into() };
-        Ok(Report { resource, name, skipped: Vec::new(), untold: 0 })
+        Ok(Report { resource, name, uid, skipped: Vec::new(), untold: 0 })
     }
 
     /// Notes a part that is left out.
@@ -49,7 +51,8 @@ impl Report {
 
     /// The object as a whole cannot be used.
     pub(super) fn whole(&self, reason: &'static str, message: String) -> Skipped {
-        Skipped { resource: self.resource, name: self.name.clone(), reason, message }
+        let (resource, name, uid) = (self.resource, self.name.clone(), self.uid);
+        Skipped { resource, name, uid, reason, message }
     }
 
     /// The value of an optional field; one of a wrong type is noted and counts as missing.

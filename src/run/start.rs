@@ -370,7 +370,11 @@ async fn keep_health_checks(
                 regarding: Regarding::Object {
                     resource: Resource::Service,
                     name: failure.service.clone(),
-                    uid: "".into(),
+                    uid: now
+                        .wanted
+                        .iter()
+                        .find(|it| it.service == failure.service)
+                        .and_then(|it| it.uid),
                 },
             });
         }

@@ -22,7 +22,7 @@ use tokio::sync::oneshot;
 use super::SharedHealth;
 use super::http::respond_with;
 use super::listen::{Reach, listen};
-use crate::model::{Family, ObjectName};
+use crate::model::{Family, ObjectName, Uid};
 
 /// How long a listener may take to close; it has nothing to wait for.
 const CLOSING: Duration = Duration::from_secs(1);
@@ -31,6 +31,8 @@ const CLOSING: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HealthCheck {
     pub service: ObjectName,
+    /// For Events.
+    pub uid: Option<Uid>,
     pub family: Family,
     pub port: NonZeroU16,
     /// Ready endpoints of the Service on this node (reference 3.6).

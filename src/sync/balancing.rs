@@ -92,7 +92,7 @@ impl<K: Kernel> Sync<K> {
                     self.refused_since.get_or_insert_with(now);
                 }
                 for (service, rejection) in left_out {
-                    self.reporter.left_out(self.engine.cluster().name(service), &rejection);
+                    self.reporter.left_out(self.engine.cluster(), service, &rejection);
                 }
                 // Whoever drains from now on is counted soon.
                 ipvs.count_at.get_or_insert(began + COUNT_EVERY);

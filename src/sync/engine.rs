@@ -564,11 +564,14 @@ impl Engine {
     pub fn health_checks(&self) -> HealthChecks {
         let mut wanted = Vec::new();
         for (service, check) in self.results.health_checks() {
+            let known = self.cluster.id(service).and_then(|it| self.cluster.service(it));
+            let uid = known.and_then(|it| it.uid);
             for family in Family::ALL {
                 let Some(local) = check.local(family) else { continue };
                 let local_endpoints = usize::try_from(local).unwrap_or(usize::MAX);
                 wanted.push(HealthCheck {
                     service: service.clone(),
+                    uid,
                     family,
                     port: check.node_port,
                     local_endpoints,

@@ -1,7 +1,6 @@
 //! Tells metrics, health, logs and Events what the loop did.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
@@ -352,17 +351,17 @@ impl Reporter {
     }
 
     /// The kernel refuses a Service.
-    pub(super) fn left_out(&self, name: Option<&ObjectName>, rejection: &Rejection) {
-        let Some(name) = name else { return };
+    pub(super) fn left_out(&self, cluster: &Cluster, service: ServiceId, rejection: &Rejection) {
+        let Some(name) = cluster.name(service) else { return };
         let note = format!(
             "The kernel refuses the rules of this Service ({rejection}); what it had before stays in force, and it is \
              tried again regularly and when it changes."
         );
         warn!(service = %name, %rejection, "the kernel refuses the rules of a Service");
-        self.notice(name, "RulesRefused", note);
+        self.notice(cluster, name, "RulesRefused", note);
     }
 
-    pub(super) fn conflicts(&self, conflicts: Conflicts, present: usize) {
+    pub(super) fn conflicts(&self, cluster: &Cluster, conflicts: Conflicts, present: usize) {
         self.ports.metrics.conflicts(present);
         for conflict in conflicts.began {
             let note = format!(
@@ -374,7 +373,7 @@ impl Reporter {
                 conflict.winner
             );
             warn!(service = %conflict.loser, winner = %conflict.winner, at = place(&conflict.at), "an address is claimed twice");
-            self.notice(&conflict.loser, "AddressConflict", note);
+            self.notice(cluster, &conflict.loser, "AddressConflict", note);
         }
         for conflict in conflicts.ended {
             info!(service = %conflict.loser, at = place(&conflict.at), "an address is no longer claimed twice");
@@ -398,7 +397,7 @@ impl Reporter {
             }
         };
         warn!(service = %name, note);
-        self.notice(name, "LimitReached", note);
+        self.notice(cluster, name, "LimitReached", note);
     }
 
     /// Something about the virtual servers of a Service.
@@ -422,7 +421,7 @@ impl Reporter {
         };
         let Some(name) = cluster.name(*service) else { return };
         warn!(service = %name, note);
-        self.notice(name, reason, note);
+        self.notice(cluster, name, reason, note);
     }
 
     /// Operations on virtual servers were carried out, but for some.
@@ -441,11 +440,12 @@ impl Reporter {
         self.families.iter().for_each(|family| self.ports.metrics.drift_repaired(*family));
     }
 
-    fn notice(&self, name: &ObjectName, reason: &'static str, note: String) {
+    fn notice(&self, cluster: &Cluster, name: &ObjectName, reason: &'static str, note: String) {
+        let service = cluster.id(name).and_then(|it| cluster.service(it));
         let regarding = Regarding::Object {
             resource: Resource::Service,
             name: name.clone(),
-            uid: Arc::from(""),
+            uid: service.and_then(|it| it.uid),
         };
         let kind = NoticeKind::Warning;
         self.ports.recorder.record(Notice { kind, reason, action: "Sync", note, regarding });

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use crate::model::{ObjectName, Resource, Skipped};
+use crate::model::{ObjectName, Resource, Skipped, Uid};
 
 use super::client::ApiClient;
 
@@ -60,8 +60,8 @@ pub enum NoticeKind {
 pub enum Regarding {
     /// The own node.
     Node,
-    /// `uid` may be empty; then the Event is found by name only.
-    Object { resource: Resource, name: ObjectName, uid: Arc<str> },
+    /// Without `uid`, `kubectl describe` does not show the Event: it looks for those of this very object.
+    Object { resource: Resource, name: ObjectName, uid: Option<Uid> },
 }
 
 impl Regarding {
@@ -123,7 +123,7 @@ impl Recorder {
             regarding: Regarding::Object {
                 resource: skipped.resource,
                 name: skipped.name.clone(),
-                uid: "".into(),
+                uid: skipped.uid,
             },
         });
     }
@@ -207,7 +207,9 @@ fn log(notice: &Notice, node: &str) {
 fn event(notice: &Notice, node: &str, now: jiff::Timestamp) -> Value {
     let (name, regarding) = match &notice.regarding {
         Regarding::Node => (node, json!({ "apiVersion": "v1", "kind": "Node", "name": node })),
-        Regarding::Object { resource, name, uid } => (&*name.name, reference(*resource, name, uid)),
+        Regarding::Object { resource, name, uid } => {
+            (&*name.name, reference(*resource, name, *uid))
+        }
     };
     json!({
         "apiVersion": "events.k8s.io/v1",
@@ -239,14 +241,15 @@ fn cut(text: &str, limit: usize) -> &str {
     end.and_then(|end| text.get(..end)).unwrap_or_default()
 }
 
-fn reference(resource: Resource, name: &ObjectName, uid: &str) -> Value {
+fn reference(resource: Resource, name: &ObjectName, uid: Option<Uid>) -> Value {
     let (version, kind) = match resource {
         Resource::Service => ("v1", "Service"),
         Resource::EndpointSlice => ("discovery.k8s.io/v1", "EndpointSlice"),
         Resource::Node => ("v1", "Node"),
         Resource::ServiceCidr => ("networking.k8s.io/v1", "ServiceCIDR"),
     };
-    let optional = [("namespace", &*name.namespace), ("uid", uid)];
+    let uid = uid.map(|it| it.to_string()).unwrap_or_default();
+    let optional = [("namespace", &*name.namespace), ("uid", &uid)];
     let required = [("apiVersion", version), ("kind", kind), ("name", &*name.name)];
     let given = optional.into_iter().filter(|(_, value)| !value.is_empty());
     required
@@ -318,7 +321,7 @@ mod tests {
             regarding: Regarding::Object {
                 resource: Resource::Service,
                 name: ObjectName::new("shop", "web"),
-                uid: "u1".into(),
+                uid: Uid::parse("01234567-89ab-cdef-0123-456789abcdef"),
             },
         };
         let now = jiff::Timestamp::from_nanosecond(0x10_0000_0000).unwrap();
@@ -341,7 +344,7 @@ mod tests {
             "kind": "Service",
             "name": "web",
             "namespace": "shop",
-            "uid": "u1"
+            "uid": "01234567-89ab-cdef-0123-456789abcdef"
           },
           "reportingController": "kube-proxy",
           "reportingInstance": "kube-ferry-n1",

@@ -124,7 +124,7 @@ impl Ports {
 
 fn check(name: &str, port: NonZeroU16, local_endpoints: usize) -> HealthCheck {
     let service = ObjectName::new("default", name);
-    HealthCheck { service, family: Family::V4, port, local_endpoints }
+    HealthCheck { service, uid: None, family: Family::V4, port, local_endpoints }
 }
 
 fn port() -> NonZeroU16 {

@@ -103,7 +103,7 @@ fn events_are_posted_once() {
     rig.recorder.record(starting());
     rig.recorder.record(starting());
     let name = ObjectName::new("shop", "web");
-    let regarding = Regarding::Object { resource: Resource::Service, name, uid: "u".into() };
+    let regarding = Regarding::Object { resource: Resource::Service, name, uid: None };
     rig.recorder.record(Notice { kind: NoticeKind::Warning, regarding, ..starting() });
     rig.until("both", |_| server.events().len() == 2);
     let (node, service) = (&server.events()[0], &server.events()[1]);

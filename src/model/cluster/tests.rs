@@ -72,6 +72,7 @@ fn an_object_that_became_unusable_is_forgotten() {
         Change::Unusable(Skipped {
             resource,
             name: name(title),
+            uid: None,
             reason: "r",
             message: String::new(),
         })

@@ -142,6 +142,7 @@ fn every_word_lands_in_its_metric() {
     stats.count_skipped(&Skipped {
         resource: Resource::ServiceCidr,
         name: crate::model::ObjectName::new("default", "web"),
+        uid: None,
         reason: "invalid-address",
         message: String::new(),
     });

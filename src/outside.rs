@@ -109,6 +109,7 @@ fn settings() -> Settings {
     Settings {
         masquerade_mark: 0x4000,
         masquerade_all: false,
+        ipvs: None,
         families: Family::ALL.to_vec(),
         detect_local: DetectLocal::ClusterCidr(Vec::new()),
         node_ports: NodePortSelector::Primary,

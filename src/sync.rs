@@ -347,6 +347,10 @@ impl<K: Kernel> Sync<K> {
                 warn!(%rejection, "the kernel does not hold what it should; the tables will be read again");
                 Pass::Again
             }
+            Refusal::Full(rejection) => {
+                warn!(%rejection, "a set is full and this kernel does not make it larger (Linux 6.5 does); making the tables anew, with larger sets");
+                Pass::Again
+            }
             Refusal::Program(rejections) => {
                 let first = rejections.first().map(ToString::to_string).unwrap_or_default();
                 self.reporter.start_failed(format!("the kernel refuses the program: {first}"));

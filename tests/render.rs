@@ -19,7 +19,7 @@ use kube_ferry::nft::schema::{Owner, SetName};
 use kube_ferry::nft::skeleton::{FamilyProgram, LocalDetector, NodePortAddresses, Program};
 use kube_ferry::nft::tables::Tables;
 
-use crate::support::nft_versions::loader;
+use crate::support::nft_versions::LOADING;
 
 #[test]
 fn a_ruleset_with_rows_in_every_set_lists_back_to_the_same_rows() {
@@ -71,10 +71,11 @@ fn all_variants_of_the_program_load() {
     ];
     for detector in detectors {
         for node_ports in [NodePortAddresses::All, NodePortAddresses::Listed] {
-            for masquerade_all in [false, true] {
+            for (masquerade_all, ipvs) in [(false, false), (true, false), (true, true)] {
                 let family = FamilyProgram { detector: detector.clone(), node_ports };
                 let (v4, v6) = (family.clone(), family);
-                let mut compiler = Compiler::new(Program { masquerade_all, v4, v6, ..program() });
+                let program = Program { masquerade_all, ipvs, v4, v6, ..program() };
+                let mut compiler = Compiler::new(program);
                 compiler.stage_skeleton(&RowCounts::default());
                 let text = render::batch(&compiler.batch());
                 assert!(load(&[&text]).contains("chain nat-postrouting"));
@@ -85,7 +86,7 @@ fn all_variants_of_the_program_load() {
 
 /// Tables with rows in every set, and the batches that made them.
 fn everything() -> (Tables, Vec<String>) {
-    let mut compiler = Compiler::new(program());
+    let mut compiler = Compiler::new(Program { ipvs: true, ..program() });
     let (mut tables, mut batches) = (Tables::default(), Vec::new());
     let mut commit = |compiler: &mut Compiler| {
         let batch = compiler.batch();
@@ -98,6 +99,7 @@ fn everything() -> (Tables, Vec<String>) {
     for family in Family::ALL {
         let address = address(family, 200);
         compiler.stage_node_port_ips(family, &BTreeSet::from([address]));
+        compiler.stage_ipvs_draining(family, &BTreeSet::from([address]));
         let cidrs = match family {
             Family::V4 => ["10.96.0.0/16", "172.30.1.1/32"],
             Family::V6 => ["fd00:96::/112", "fd00:97::1/128"],
@@ -198,7 +200,7 @@ fn program() -> Program {
     Program {
         masquerade_mark: 0x4000,
         masquerade_all: false,
-        ipvs: false,
+        ipvs: true,
         families: Family::ALL.to_vec(),
         v4: family("10.0.0.0/8"),
         v6: family("fd00:10::/64"),
@@ -209,14 +211,14 @@ fn program() -> Program {
 #[expect(clippy::disallowed_methods, reason = "this is about the nft program")]
 fn load(texts: &[&str]) -> String {
     let mut files = Vec::new();
-    let mut script = String::from("set -e\n");
+    let mut script = format!("set -e\nnft={}\n", LOADING[0]);
     for text in texts {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(text.as_bytes()).unwrap();
-        script += &format!("{} -f {}\n", loader("nft"), file.path().display());
+        script += &format!("$nft -f {}\n", file.path().display());
         files.push(file);
     }
-    script += "nft list ruleset\n";
+    script += "$nft list ruleset\n";
     let output = std::process::Command::new("unshare")
         .args(["--net", "sh", "-c", &script])
         .stdin(Stdio::null())

@@ -4,6 +4,8 @@ mod disk_full;
 mod dump;
 mod faulty;
 mod interfaces;
+mod killed;
+mod netlink_faults;
 mod node;
 mod ownership;
 mod traffic;

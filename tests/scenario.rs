@@ -2,6 +2,7 @@
 //! [`story`].
 
 pub(crate) mod datapath;
+mod in_ipvs;
 mod memory;
 mod objects;
 mod packets;
@@ -14,8 +15,9 @@ use std::path::{Path, PathBuf};
 
 use story::Story;
 
-/// Two tests for each file, so that they run in parallel and can be picked by name: `scenario::NAME` with real packets,
-/// `scenario::walked::NAME` in memory. Both end with a restart that must write nothing.
+/// Three tests for each file, so that they run in parallel and can be picked by name: `scenario::NAME` with real packets,
+/// `scenario::walked::NAME` in memory. Both end with a restart that must write nothing. A third, `scenario::ipvs::NAME`, is
+/// the first in IPVS mode; it is ignored unless it is asked for, because it needs a kernel with IPVS (`make test-ipvs`).
 macro_rules! scenarios {
     ($($name:ident)*) => {
         const LISTED: &[&str] = &[$(stringify!($name)),*];
@@ -30,6 +32,15 @@ macro_rules! scenarios {
                 #[test]
                 fn $name() {
                     super::memory::play(&super::load(stringify!($name)));
+                }
+            )*
+        }
+        mod ipvs {
+            $(
+                #[test]
+                #[ignore = "needs a kernel with IPVS: make test-ipvs"]
+                fn $name() {
+                    super::in_ipvs::play(super::load(stringify!($name)));
                 }
             )*
         }

@@ -278,6 +278,7 @@ pub(crate) fn exercise(metrics: &Metrics) {
         metrics.conntrack_reconciled(family, 1, took);
     }
     metrics.batch(BatchResult::Uncertain, 1, took);
+    metrics.ipvs_operations(1, 1, took);
     let stats = Arc::new(Stats::default());
     metrics.show_watches(stats.clone());
     for resource in

@@ -45,11 +45,18 @@ fn no_permission() {
     check(&starter, &["--dry-run=kernel", &manifests], &["CAP_NET_ADMIN"]);
 }
 
-/// kube-proxy has these; to ignore them would promise what is not done.
+/// To ignore what cannot be done would promise what is not done.
 #[test]
-fn flags_that_are_not_implemented() {
-    check(&[], &["--proxy-mode=ipvs", "--manifests=/"], &["not implemented"]);
+fn flags_that_cannot_be_followed() {
+    check(&[], &["--feature-gates=NativeHistograms=true", "--manifests=/"], &["not implemented"]);
     check(&[], &["--no-such-flag"], &["--no-such-flag"]);
+}
+
+/// With or without IPVS in this kernel: what is lacking is told, and there is no falling back to another mode.
+#[test]
+fn ipvs_without_the_scheduler() {
+    let flags = ["--proxy-mode=ipvs", "--ipvs-scheduler=no-such", "--manifests=/"];
+    check(&[], &flags, &["cannot program IPVS: this kernel has no", "modprobe ip_vs"]);
 }
 
 /// Runs the binary in a namespace of its own and expects it to end with 1 and all these words on standard error.

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use super::{Kernel, KernelError, Rejection};
 use crate::model::Family;
 use crate::nft::render;
-use crate::nft::schema::{Batch, ObservedTable, Op, Owner};
+use crate::nft::schema::{Batch, ObservedTable, Op, Owner, SetName};
 use crate::nft::skeleton::Program;
 use crate::nft::tables::Tables;
 
@@ -25,6 +25,8 @@ pub struct MemoryKernel {
     pub last: Option<Batch>,
     /// What [`Kernel::changed_by_others`] says next.
     pub changed_by_others: bool,
+    /// As kernels before 6.5: a set keeps the size that it was made with, and nobody says so.
+    pub fixed_sizes: bool,
     failures: BTreeMap<usize, Failure>,
     refused: BTreeMap<Owner, i32>,
     commits: usize,
@@ -71,14 +73,37 @@ impl MemoryKernel {
 
     fn carry_out(&mut self, batch: &Batch) -> Result<(), KernelError> {
         self.refuse(batch)?;
-        self.tables.apply(batch).map_err(|refusals| {
-            let told = refusals.into_iter().map(|it| rejection(batch, it.op, it.errno));
-            KernelError::Rejected(told.collect())
-        })?;
+        if !self.fixed_sizes {
+            self.apply(&batch.before())?;
+        }
+        self.apply(batch)?;
         self.committed += 1;
         self.operations += batch.len();
         self.last = Some(batch.clone());
         Ok(())
+    }
+
+    fn apply(&mut self, batch: &Batch) -> Result<(), KernelError> {
+        let sizes = self.sizes();
+        self.tables.apply(batch).map_err(|refusals| {
+            let told = refusals.into_iter().map(|it| rejection(batch, it.op, it.errno));
+            KernelError::Rejected(told.collect())
+        })?;
+        if self.fixed_sizes {
+            let made_anew = |family: Family| batch.0.contains(&Op::DeleteTable(family));
+            for (family, table) in self.tables.0.iter_mut().filter(|it| !made_anew(*it.0)) {
+                for (set, (size, _)) in &mut table.sets {
+                    *size = sizes.get(&(*family, *set)).copied().unwrap_or(*size);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn sizes(&self) -> BTreeMap<(Family, SetName), Option<u32>> {
+        let tables = self.tables.0.iter();
+        let sets = tables.flat_map(|(family, table)| table.sets.iter().map(|it| (*family, it)));
+        sets.map(|(family, (set, (size, _)))| ((family, *set), *size)).collect()
     }
 
     fn refuse(&self, batch: &Batch) -> Result<(), KernelError> {
@@ -132,7 +157,10 @@ impl Kernel for MemoryKernel {
 
     fn validate(&mut self, batch: &Batch) -> Result<(), KernelError> {
         self.refuse(batch)?;
-        self.tables.check(batch).map_err(|refusals| {
+        let mut tables = self.tables.clone();
+        // Growing alone is never refused but for what is not there, which the batch itself tells.
+        drop(tables.apply(&batch.before()));
+        tables.check(batch).map_err(|refusals| {
             let told = refusals.into_iter().map(|it| rejection(batch, it.op, it.errno));
             KernelError::Rejected(told.collect())
         })
@@ -190,11 +218,31 @@ mod tests {
     }
 
     #[test]
-    fn a_full_set_is_refused_until_it_grows() {
+    fn a_full_set_is_refused_until_it_has_grown() {
         let grow = Op::ResizeSet { family: FAMILY, set: SetName::ClusterIps, size: 3 };
         let three = [add("192.0.2.1"), add("192.0.2.2"), add("192.0.2.3")];
         check(&three, &[(2, ENFILE)]);
-        check(&[&[grow][..], &three].concat(), &[]);
+        check(&[&[grow.clone()][..], &three].concat(), &[]);
+        // In one transaction it would be too late: that is why there are two.
+        let (mut tables, batch) = (kernel().tables, Batch([&[grow][..], &three].concat()));
+        let refused = |tables: &mut Tables| tables.apply(&batch).unwrap_err()[0].errno;
+        assert_eq!(refused(&mut tables), ENFILE);
+        tables.apply(&batch.before()).unwrap();
+        tables.apply(&batch).unwrap();
+    }
+
+    #[test]
+    fn a_set_of_an_old_kernel_never_grows() {
+        let mut kernel = kernel();
+        kernel.fixed_sizes = true;
+        let grow = Op::ResizeSet { family: FAMILY, set: SetName::ClusterIps, size: 3 };
+        kernel.commit(&Batch(vec![grow.clone()])).unwrap();
+        let rows = [add("192.0.2.1"), add("192.0.2.2"), add("192.0.2.3")];
+        let Err(KernelError::Rejected(told)) = kernel.commit(&Batch([&[grow][..], &rows].concat()))
+        else {
+            panic!("not refused")
+        };
+        assert_eq!((told[0].op, told[0].errno), (Some(3), ENFILE));
     }
 
     #[test]

@@ -222,11 +222,9 @@ impl Kernel for NetlinkKernel {
     }
 
     fn commit(&mut self, batch: &Batch) -> Result<(), KernelError> {
-        // A new size counts from the commit on (nft_trans_set_size in nf_tables_api.c): rows that need it are refused in
-        // the same transaction. To grow a set changes nothing for packets, so it goes first, in one of its own.
-        let sizes = resizes(batch);
-        if !sizes.is_empty() && sizes.len() < batch.len() {
-            self.commit_once(&sizes)?;
+        let before = batch.before();
+        if !before.is_empty() {
+            self.commit_once(&before)?;
         }
         self.commit_once(batch)
     }
@@ -248,7 +246,7 @@ impl Kernel for NetlinkKernel {
     }
 
     fn validate(&mut self, batch: &Batch) -> Result<(), KernelError> {
-        let grown = resizes(batch).0;
+        let grown = batch.before().0;
         let full = |it: &Rejection| {
             let op = it.op.and_then(|op| batch.0.get(op));
             it.errno == ENFILE && op.is_some_and(|op| grown.iter().any(|it| same_set(it, op)))
@@ -288,11 +286,6 @@ pub(super) fn explained(error: KernelError) -> KernelError {
         return KernelError::Unsupported(io::Error::from_raw_os_error(EINVAL));
     }
     error
-}
-
-fn resizes(batch: &Batch) -> Batch {
-    let sizes = batch.0.iter().filter(|it| matches!(it, Op::ResizeSet { .. }));
-    Batch(sizes.cloned().collect())
 }
 
 /// Whether `row` is a new row of the set that `resize` is about.

@@ -178,7 +178,7 @@ impl Compiler {
     /// What is staged, in an order that the kernel takes: sets and chains, rows that go, rows that come, and then
     /// chains that nothing leads to any more.
     pub fn batch(&self) -> Batch {
-        let mut ops = Vec::new();
+        let mut ops = Vec::with_capacity(self.staged_len());
         for family in &self.doomed {
             ops.push(Op::DeleteTable(*family));
         }

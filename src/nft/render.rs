@@ -37,8 +37,22 @@ pub fn ruleset(tables: &Tables) -> String {
 
 /// A batch as nft commands, one a line, in the batch's order.
 pub fn batch(batch: &Batch) -> String {
+    let before = batch.before();
+    if before.is_empty() {
+        return commands(&batch.0);
+    }
+    let rest: Vec<Op> = batch.0.iter().filter(|it| !before.0.contains(it)).cloned().collect();
+    format!(
+        "# First transaction: sets are made larger, which counts from the next one on.\n{}\
+         # Second transaction: everything else.\n{}",
+        commands(&before.0),
+        commands(&rest)
+    )
+}
+
+fn commands(ops: &[Op]) -> String {
     let mut text = String::new();
-    for op in &batch.0 {
+    for op in ops {
         push(&mut text, 0, format_args!("{}", command(op)));
     }
     text

@@ -408,6 +408,21 @@ impl Batch {
     pub fn len(&self) -> usize {
         self.0.len()
     }
+
+    /// What has to be carried out in a transaction of its own before this batch: a new size counts from the next
+    /// transaction on. To grow a set changes nothing for packets.
+    pub fn before(&self) -> Batch {
+        let added = |family, set| {
+            let is = |it: &Op| matches!(it, Op::AddSet { family: f, set: s, .. } if (*f, *s) == (family, set));
+            self.0.iter().any(is)
+        };
+        let sizes = self
+            .0
+            .iter()
+            .filter(|it| matches!(it, Op::ResizeSet { family, set, .. } if !added(*family, *set)));
+        let sizes = Batch(sizes.cloned().collect());
+        if sizes.len() < self.len() { sizes } else { Batch::default() }
+    }
 }
 
 /// One nftables operation. The order in a batch is the order in the kernel.

@@ -49,17 +49,22 @@ impl Tables {
     /// Carries out the whole batch, or nothing of it. As in the kernel, operations after a refused one are still
     /// tried, so that all refusals are told at once.
     pub fn apply(&mut self, batch: &Batch) -> Result<(), Vec<Refusal>> {
-        let (undo, refusals) = self.attempt(batch);
-        if refusals.is_empty() {
-            return Ok(());
+        let Attempt { undo, refusals, sizes } = self.attempt(batch);
+        if !refusals.is_empty() {
+            self.revert(undo);
+            return Err(refusals);
         }
-        self.revert(undo);
-        Err(refusals)
+        for (family, set, size) in sizes {
+            if let Some((old, _)) = self.0.get_mut(&family).and_then(|it| it.sets.get_mut(&set)) {
+                *old = size;
+            }
+        }
+        Ok(())
     }
 
     /// Whether `apply` would succeed.
     pub fn check(&mut self, batch: &Batch) -> Result<(), Vec<Refusal>> {
-        let (undo, refusals) = self.attempt(batch);
+        let Attempt { undo, refusals, .. } = self.attempt(batch);
         self.revert(undo);
         if refusals.is_empty() { Ok(()) } else { Err(refusals) }
     }
@@ -74,18 +79,18 @@ impl Tables {
         self.0.iter().map(|(family, table)| (*family, table.observed(program, *family))).collect()
     }
 
-    fn attempt(&mut self, batch: &Batch) -> (Vec<Undo>, Vec<Refusal>) {
-        let (mut undo, mut refusals) = (Vec::new(), Vec::new());
+    fn attempt(&mut self, batch: &Batch) -> Attempt {
+        let mut attempt = Attempt::default();
         for (position, op) in batch.0.iter().enumerate() {
-            match self.carry_out(op) {
-                Ok(step) => undo.extend(step),
-                Err(errno) => refusals.push(Refusal { op: position, errno }),
+            match self.carry_out(op, &mut attempt.sizes) {
+                Ok(step) => attempt.undo.extend(step),
+                Err(errno) => attempt.refusals.push(Refusal { op: position, errno }),
             }
         }
-        (undo, refusals)
+        attempt
     }
 
-    fn carry_out(&mut self, op: &Op) -> Result<Option<Undo>, i32> {
+    fn carry_out(&mut self, op: &Op, sizes: &mut Vec<NewSize>) -> Result<Option<Undo>, i32> {
         if let Op::AddTable(family) = *op {
             let new = !self.0.contains_key(&family);
             self.0.entry(family).or_default();
@@ -96,7 +101,7 @@ impl Tables {
             return Ok(old.map(|old| Undo::Table(family, Some(old))));
         }
         let family = family_of(op);
-        self.0.get_mut(&family).ok_or(ENOENT)?.carry_out(family, op)
+        self.0.get_mut(&family).ok_or(ENOENT)?.carry_out(family, op, sizes)
     }
 
     fn revert(&mut self, undo: Vec<Undo>) {
@@ -105,7 +110,6 @@ impl Tables {
                 Undo::Table(family, Some(table)) => drop(self.0.insert(family, table)),
                 Undo::Table(family, None) => drop(self.0.remove(&family)),
                 Undo::NewSet(family, set) => drop(self.table(family).sets.remove(&set)),
-                Undo::Size(family, set, size) => self.table(family).set(set).0 = size,
                 Undo::Chain(family, chain, rules) => {
                     put_back(&mut self.table(family).chains, chain, rules);
                 }
@@ -121,11 +125,22 @@ impl Tables {
     }
 }
 
+/// A set that is there, and its size from the next transaction on: rows that need it are refused in the same one
+/// (nft_trans_set_size in nf_tables_api.c).
+type NewSize = (Family, SetName, Option<u32>);
+
+/// What came of the operations of one batch.
+#[derive(Default)]
+struct Attempt {
+    undo: Vec<Undo>,
+    refusals: Vec<Refusal>,
+    sizes: Vec<NewSize>,
+}
+
 /// What takes one operation back.
 enum Undo {
     Table(Family, Option<Table>),
     NewSet(Family, SetName),
-    Size(Family, SetName, Option<u32>),
     Chain(Family, Chain, Option<Vec<Rule>>),
     Row(Family, SetName, Key, Option<Value>),
 }
@@ -158,17 +173,31 @@ impl Table {
         self.sets.entry(set).or_default()
     }
 
-    fn carry_out(&mut self, family: Family, op: &Op) -> Result<Option<Undo>, i32> {
+    fn carry_out(
+        &mut self,
+        family: Family,
+        op: &Op,
+        sizes: &mut Vec<NewSize>,
+    ) -> Result<Option<Undo>, i32> {
         match op {
             // The caller has dealt with tables.
             Op::AddTable(_) | Op::DeleteTable(_) => Ok(None),
-            Op::AddSet { set, size, .. } => Ok(Some(self.add_set(family, *set, *size))),
+            // A set that is there keeps its rows.
+            Op::AddSet { set, size, .. } if self.sets.contains_key(set) => {
+                sizes.push((family, *set, *size));
+                Ok(None)
+            }
+            Op::AddSet { set, size, .. } => {
+                self.sets.insert(*set, (*size, BTreeMap::new()));
+                Ok(Some(Undo::NewSet(family, *set)))
+            }
             Op::ResizeSet { set, size, .. } => {
-                let (old, rows) = self.sets.get_mut(set).ok_or(ENOENT)?;
+                let (_, rows) = self.sets.get(set).ok_or(ENOENT)?;
                 if u32::try_from(rows.len()).is_ok_and(|rows| rows > *size) {
                     return Err(EINVAL);
                 }
-                Ok(Some(Undo::Size(family, *set, old.replace(*size))))
+                sizes.push((family, *set, Some(*size)));
+                Ok(None)
             }
             Op::AddChain { chain, .. } => {
                 let new = !self.chains.contains_key(chain);
@@ -198,17 +227,6 @@ impl Table {
                 let (_, rows) = self.sets.get_mut(set).ok_or(ENOENT)?;
                 let old = rows.remove(key).ok_or(ENOENT)?;
                 Ok(Some(Undo::Row(family, *set, *key, Some(old))))
-            }
-        }
-    }
-
-    /// A set that is there takes the new size and keeps its rows.
-    fn add_set(&mut self, family: Family, set: SetName, size: Option<u32>) -> Undo {
-        match self.sets.get_mut(&set) {
-            Some((old, _)) => Undo::Size(family, set, std::mem::replace(old, size)),
-            None => {
-                self.sets.insert(set, (size, BTreeMap::new()));
-                Undo::NewSet(family, set)
             }
         }
     }

@@ -12,7 +12,7 @@ use std::fmt::Display;
 
 use tracing::{error, info, warn};
 
-use crate::config::CleanupOf;
+use crate::config::{CleanupOf, Config};
 use crate::kernel::lock::NamespaceLock;
 use crate::kernel::{Ipsets, LegacyTables, OtherTables};
 use crate::leftovers::{self, Removal, Table};
@@ -22,7 +22,7 @@ use crate::nft::schema::TABLE;
 pub(super) use tell::tell_of_leftovers;
 
 /// Removes what was asked for. An error if something of it is left.
-pub(super) fn cleanup(whose: CleanupOf) -> anyhow::Result<()> {
+pub(super) fn cleanup(whose: CleanupOf, config: &Config) -> anyhow::Result<()> {
     let mut cleanup = Cleanup::default();
     let (ours, kube_proxys) = match whose {
         CleanupOf::All => (true, true),
@@ -30,7 +30,8 @@ pub(super) fn cleanup(whose: CleanupOf) -> anyhow::Result<()> {
         CleanupOf::KubeFerry => (true, false),
     };
     let _alone = if ours { lock()? } else { None };
-    cleanup.virtual_servers(whose);
+    let excluded = config.ipvs.as_ref().map(|it| it.exclude_cidrs.clone());
+    cleanup.virtual_servers(whose, excluded.unwrap_or_default());
     if kube_proxys {
         cleanup.kube_proxys();
     }

@@ -54,6 +54,7 @@ pub(super) fn sync(shell: &Shell, outbox: Outbox) -> anyhow::Result<()> {
     if config.own_tables {
         own_tables(&mut kernel).context("cannot program nftables")?;
     }
+    step("looking for what kube-proxy left");
     cleanup::tell_of_leftovers();
     step("preparing IPVS");
     let balancing = balancing(config).context("cannot program IPVS")?;

@@ -8,6 +8,10 @@ use super::{Pass, Sync, now};
 use crate::ipvs::schema::{Batch, Observed};
 use crate::kernel::{Ipvs, IpvsError, IpvsSettings, Kernel};
 
+/// A comparison rests this many times its own length, so that it takes a fiftieth of the time however many virtual
+/// servers there are: IPVS lists their destinations one virtual server at a time.
+const COMPARE_REST: u32 = 49;
+
 /// How often connections of what drains are counted.
 const COUNT_EVERY: Duration = Duration::from_secs(2);
 
@@ -32,6 +36,12 @@ impl Balancing {
         sync_period: Duration,
     ) -> Balancing {
         Balancing { ipvs, settings, drain, sync_period, compare_at: None, count_at: None }
+    }
+
+    /// A look at everything has ended that began then.
+    fn looked(&mut self, began: Instant) {
+        let rest = (began.elapsed() * COMPARE_REST).max(self.sync_period);
+        self.compare_at = now().checked_add(rest);
     }
 
     /// What there is. The interface is made if it is missing, or taken over if it is kube-proxy's.
@@ -63,10 +73,10 @@ impl<K: Kernel> Sync<K> {
                 let (servers, took) = (observed.servers.len(), began.elapsed());
                 debug!(servers, ?took, "read the virtual servers");
                 self.engine.servers_observed(observed);
-                ipvs.compare_at = began.checked_add(ipvs.sync_period);
+                ipvs.looked(began);
                 Ok(())
             }
-            Err(failure) => Err(self.give_up_servers(&failure)),
+            Err(failure) => self.give_up_servers(&failure),
         }
     }
 
@@ -90,12 +100,19 @@ impl<K: Kernel> Sync<K> {
             }
             Err(failure) => {
                 self.engine.servers_lost();
-                Err(self.give_up_servers(&failure))
+                self.give_up_servers(&failure)
             }
         }
     }
 
-    fn give_up_servers(&mut self, failure: &IpvsError) -> Pass {
+    /// In nftables mode nothing else waits for what is left of IPVS mode.
+    fn give_up_servers(&mut self, failure: &IpvsError) -> Result<(), Pass> {
+        if self.ipvs.as_ref().is_some_and(|it| it.settings.is_none()) {
+            warn!(%failure, "what is left of IPVS mode stays until the next start, or kube-ferry --cleanup");
+            self.ipvs = None;
+            self.engine.forget_servers();
+            return Ok(());
+        }
         self.reporter.start_failed(failure.to_string());
         match failure {
             IpvsError::Failed { .. } => info!(%failure, "the virtual servers will be read again"),
@@ -103,12 +120,13 @@ impl<K: Kernel> Sync<K> {
                 warn!(%failure, "virtual servers could not be brought up to date");
             }
         }
-        Pass::Failed
+        Err(Pass::Failed)
     }
 
     /// When [`Sync::look_at_servers`] has something to do.
     pub(super) fn next_look_at_servers(&self) -> Option<Instant> {
-        let ipvs = self.ipvs.as_ref().filter(|_| self.engine.servers().is_some())?;
+        let looks = self.engine.servers().is_some() && !self.engine.needs_servers();
+        let ipvs = self.ipvs.as_ref().filter(|_| looks)?;
         let compare = ipvs.compare_at.filter(|_| !ipvs.sync_period.is_zero());
         let count = ipvs.count_at.filter(|_| !self.engine.draining_servers().is_empty());
         compare.into_iter().chain(count).min()
@@ -116,7 +134,7 @@ impl<K: Kernel> Sync<K> {
 
     /// Counts the connections of what drains, and compares everything with what the kernel has, each in its time.
     pub(super) fn look_at_servers(&mut self) {
-        if self.next_look_at_servers().is_none_or(|at| at > now()) || self.engine.needs_servers() {
+        if self.next_look_at_servers().is_none_or(|at| at > now()) {
             return;
         }
         let draining = self.engine.draining_servers();
@@ -136,8 +154,9 @@ impl<K: Kernel> Sync<K> {
     fn compare_servers(&mut self) {
         let Some(ipvs) = self.ipvs.as_mut() else { return };
         let began = now();
-        ipvs.compare_at = began.checked_add(ipvs.sync_period);
-        match ipvs.observe() {
+        let observed = ipvs.observe();
+        ipvs.looked(began);
+        match observed {
             Ok(observed) => {
                 let servers = observed.servers.len();
                 let differs = self.engine.servers_observed(observed);

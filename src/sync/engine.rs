@@ -41,6 +41,9 @@ const FEWEST_BATCH_ROWS: usize = 64;
 const ENOENT: i32 = 2;
 const EEXIST: i32 = 17;
 
+/// A set is full.
+const ENFILE: i32 = 23;
+
 /// The state between events and batches.
 pub struct Engine {
     settings: Settings,
@@ -71,6 +74,9 @@ pub struct Engine {
     batch_rows: usize,
     /// Batches were committed since the tables were read: what they hold is believed, not seen.
     believed: bool,
+    /// Sets did not grow when they were to: before 6.5 a kernel takes the new size and forgets it. All tables are made
+    /// anew then, with sets that are large enough, in one transaction.
+    remaking: bool,
     /// Everything is being compared with the kernel; rows nobody claims are deleted at the end.
     adopting: bool,
     /// The node's addresses or the ServiceCIDRs may differ from what the kernel has.
@@ -90,6 +96,8 @@ pub enum Refusal {
     Bisecting,
     /// The kernel does not hold what it was believed to. Everything is looked at again before a Service is blamed.
     Stale(Rejection),
+    /// A set is full and did not grow: the tables will be made anew, with larger ones.
+    Full(Rejection),
     /// It was not about any Service: the program or the node's facts. Everything is looked at again.
     Program(Vec<Rejection>),
 }
@@ -129,6 +137,7 @@ impl Engine {
             bisect: None,
             batch_rows: BATCH_ROWS,
             believed: false,
+            remaking: false,
             adopting: false,
             facts_changed: true,
             triggers: BTreeMap::new(),
@@ -217,8 +226,12 @@ impl Engine {
     }
 
     /// What the kernel holds now. Every Service is compared with it from here on; equal rows are not written.
-    pub fn observed(&mut self, tables: BTreeMap<Family, ObservedTable>) {
+    pub fn observed(&mut self, mut tables: BTreeMap<Family, ObservedTable>) {
         self.recompute();
+        if self.remaking {
+            let unfit = || "sets that do not grow".to_owned();
+            tables.values_mut().for_each(|table| table.unknown.push(unfit()));
+        }
         self.compiler = Some(Compiler::adopt(self.program.clone(), tables));
         let mut expected = RowCounts::default();
         for service in self.forwarder.services() {
@@ -413,6 +426,11 @@ impl Engine {
         over
     }
 
+    /// In nftables mode: what is left of IPVS mode is left alone.
+    pub fn forget_servers(&mut self) {
+        self.servers = None;
+    }
+
     /// What users should know about virtual servers, each once since the last call.
     pub fn take_server_limits(&mut self) -> Vec<ServerLimit> {
         self.servers.as_mut().map(Servers::take_limits).unwrap_or_default()
@@ -457,6 +475,7 @@ impl Engine {
         self.bisect = None;
         self.batch_rows = (self.batch_rows * 2).min(BATCH_ROWS);
         self.believed = true;
+        self.remaking = false;
         if self.urgent.is_empty() && self.unwritten.is_empty() && self.refused.is_empty() {
             self.adopting = false;
         }
@@ -477,6 +496,14 @@ impl Engine {
 
     /// The kernel took nothing of the batch and named these operations.
     pub fn refused(&mut self, rejections: Vec<Rejection>) -> Refusal {
+        if !self.remaking
+            && let Some(full) = rejections.iter().find(|it| it.errno == ENFILE)
+        {
+            let full = full.clone();
+            self.lost();
+            self.remaking = true;
+            return Refusal::Full(full);
+        }
         if self.believed
             && let Some(stale) = rejections.iter().find(|it| matches!(it.errno, ENOENT | EEXIST))
         {

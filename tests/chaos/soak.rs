@@ -212,6 +212,6 @@ fn growth_is_noticed() {
         (0..9).map(|n| sample(10_000 + grow * n, 20 + leak * usize::try_from(n).unwrap())).collect()
     };
     assert!(flat(&of(0, 0)) && flat(&of(100, 0)));
-    assert!(!flat(&of(600, 0)) && !flat(&of(0, 1)));
+    assert!(!flat(&of(1_000, 0)) && !flat(&of(0, 1)));
     assert!(!flat(&of(0, 0)[..2]));
 }

@@ -179,7 +179,7 @@ fn a_commit_at_an_old_generation_is_interrupted() {
 }
 
 #[test]
-fn a_set_grows_in_place_and_a_table_goes_whether_it_is_there_or_not() {
+fn a_set_grows_and_a_table_goes_whether_it_is_there_or_not() {
     isolated(|| {
         let mut kernel = NetlinkKernel::new().unwrap();
         let (family, set) = (Family::V4, SetName::Endpoints);
@@ -195,12 +195,23 @@ fn a_set_grows_in_place_and_a_table_goes_whether_it_is_there_or_not() {
             other => panic!("{other:?}"),
         }
         kernel.commit(&Batch(vec![Op::ResizeSet { family, set, size: 2 }])).unwrap();
-        kernel.commit(&two).unwrap();
-        // Rows may come with the room that they need.
-        let resize = Op::ResizeSet { family, set, size: 4 };
-        let more = Batch(vec![resize, row(3), row(4)]);
-        kernel.validate(&more).unwrap();
-        kernel.commit(&more).unwrap();
+        let sets = kernel.observe(&program()).unwrap().remove(&family).unwrap().sets;
+        if sets == [(set, size)] {
+            // Before 6.5 the new size is forgotten, so there is no more room; a new table has it.
+            assert!(matches!(kernel.commit(&two), Err(KernelError::Rejected(_))));
+            let size = Some(4);
+            let again =
+                [Op::DeleteTable(family), Op::AddTable(family), Op::AddSet { family, set, size }];
+            let rows = [row(1), row(2), row(3), row(4)];
+            kernel.commit(&Batch(again.into_iter().chain(rows).collect())).unwrap();
+        } else {
+            kernel.commit(&two).unwrap();
+            // Rows may come with the room that they need.
+            let resize = Op::ResizeSet { family, set, size: 4 };
+            let more = Batch(vec![resize, row(3), row(4)]);
+            kernel.validate(&more).unwrap();
+            kernel.commit(&more).unwrap();
+        }
         assert!(!kernel.changed_by_others().unwrap(), "all commits were our own");
         assert!(kernel.validate(&Batch(vec![row(5)])).is_err());
         let observed = kernel.observe(&program()).unwrap();

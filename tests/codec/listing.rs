@@ -9,7 +9,7 @@ use kube_ferry::nft::{Batch, Chain, Op, SetName};
 
 use super::namespace::{isolated, run};
 use super::table::{everything, fits, other_statements, program, rows};
-use crate::support::nft_versions::{LISTING, loader};
+use crate::support::nft_versions::{LISTING, LOADING};
 
 #[test]
 fn nft_prints_what_it_would_have_loaded_itself() {
@@ -18,15 +18,17 @@ fn nft_prints_what_it_would_have_loaded_itself() {
     tables.apply(&batch).unwrap();
     let text = render::ruleset(&tables);
     for nft in LISTING.iter() {
-        let expected = isolated(|| {
-            run(loader(nft), &["-f", "-"], &text);
-            run(nft, &["list", "ruleset"], "")
-        });
         let (listed, json) = isolated(|| {
             NetlinkKernel::new().unwrap().commit(&batch).unwrap();
             (run(nft, &["list", "ruleset"], ""), run(nft, &["-j", "list", "ruleset"], ""))
         });
-        assert_same_text(&listed, &expected);
+        if LOADING.contains(nft) {
+            let expected = isolated(|| {
+                run(nft, &["-f", "-"], &text);
+                run(nft, &["list", "ruleset"], "")
+            });
+            assert_same_text(&listed, &expected);
+        }
         let json: serde_json::Value = serde_json::from_str(&json).unwrap();
         let objects = json["nftables"].as_array().unwrap();
         let rules = objects.iter().filter(|it| it["rule"].is_object());
@@ -37,13 +39,13 @@ fn nft_prints_what_it_would_have_loaded_itself() {
 #[test]
 fn nft_loads_again_what_it_printed() {
     let batch = with_every_statement(false);
-    for nft in LISTING.iter() {
+    for nft in LOADING.iter() {
         let listed = isolated(|| {
             NetlinkKernel::new().unwrap().commit(&batch).unwrap();
             run(nft, &["list", "ruleset"], "")
         });
         let again = isolated(|| {
-            run(loader(nft), &["-f", "-"], &listed);
+            run(nft, &["-f", "-"], &listed);
             run(nft, &["list", "ruleset"], "")
         });
         assert_same_text(&again, &listed);
@@ -81,7 +83,7 @@ fn a_table_that_nft_loaded_is_read_as_ours() {
     let mut tables = Tables::default();
     tables.apply(&batch).unwrap();
     let mut observed = isolated(|| {
-        run(loader("nft"), &["-f", "-"], &render::ruleset(&tables));
+        run(&LOADING[0], &["-f", "-"], &render::ruleset(&tables));
         NetlinkKernel::new().unwrap().observe(&program()).unwrap()
     });
     let mut expected = tables.observed(&program());

@@ -9,7 +9,7 @@ use crate::cleanup::leftovers::{KUBE_PROXY_IPSETS, KUBE_PROXY_IPVS};
 use crate::cleanup::migration::{NEW, OLD, attempts, clean, proxy, reached, start};
 use crate::scenario::datapath::Attempt;
 use crate::scenario::traffic::Traffic;
-use crate::support::client::{ANSWER, Open, Outcome, SILENCE};
+use crate::support::client::{ANSWER, Open, Outcome};
 use crate::support::world::World;
 use kube_ferry::model::Protocol;
 
@@ -36,8 +36,11 @@ fn from_ipvs_and_back() {
     clean(&world, "kube-proxy");
     assert_eq!(world.node().command("ipvsadm", &["-Sn"], ""), "");
     assert_eq!(reached(&world, &attempts), [OLD, NEW]);
-    let ended = last.ask(SILENCE);
-    assert!(!matches!(ended, Outcome::Answered(_)), "{ended}: a connection of IPVS outlives it?");
+    // The kernel forgets a connection with its virtual server. What the client sends next is translated anew, in the middle
+    // of the connection: it goes on if the draw falls on the same endpoint, and is reset otherwise.
+    let forgotten = world.node().command("ipvsadm", &["-Lnc"], "");
+    assert!(!forgotten.contains("ESTABLISHED"), "{forgotten}");
+    drop(last);
 
     install(&world);
     proxy.stop(Signal::TERM);

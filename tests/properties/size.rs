@@ -5,18 +5,18 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZeroU16;
 
 use kube_ferry::config::{DetectLocal, NodePortSelector};
-use kube_ferry::kernel::{Kernel, NetlinkKernel};
+use kube_ferry::kernel::{Kernel, KernelError, NetlinkKernel};
 use kube_ferry::model::{
     Change, Cluster, Endpoint, EndpointSlice, Family, NodeHint, ObjectName, Protocol, Resource,
     Service, ServiceFamily, ServicePort, SlicePort, SourceRanges, TrafficPolicy,
 };
 use kube_ferry::nft::schema::TABLE;
 use kube_ferry::nft::{Batch, Op, SetName};
-use kube_ferry::sync::engine::Engine;
+use kube_ferry::sync::engine::{Engine, Refusal};
 use kube_ferry::sync::facts::Settings;
 
 use crate::support::namespace::create;
-use crate::support::witness::objects;
+use crate::support::witness::{objects, rows};
 
 const MANY: u16 = 10_000;
 
@@ -57,6 +57,22 @@ fn ten_thousand_services_cost_no_object_and_an_endpoint_costs_its_rows() {
     // A process that starts anew finds everything as it should be.
     node.engine.lost();
     assert!(sync(&mut node).is_empty());
+}
+
+/// Sets grow, or are made anew where the kernel cannot do that: no Service is left out either way.
+#[test]
+fn there_is_always_room() {
+    const MORE: u16 = 1_200;
+    let host = create(&["host"]).pop().unwrap();
+    let mut node = host.run(Node::new);
+    node.set(0, 1..=1);
+    host.run(|| node.sync());
+    (1..MORE).for_each(|n| node.set(n, 1..=1));
+    host.run(|| node.sync());
+    assert_eq!(node.engine.refused_count(), 0);
+    for set in ["cluster-ips", "frontends", "endpoints"] {
+        assert_eq!(rows(&host, "ip", TABLE, set).len(), usize::from(MORE), "{set}");
+    }
 }
 
 /// Numbers of rows added and deleted; panics if anything but endpoints' rows was written.
@@ -118,8 +134,15 @@ impl Node {
                 self.engine.observed(tables);
             }
             let batch = self.engine.plan();
-            if !batch.is_empty() {
-                self.kernel.commit(&batch).unwrap();
+            match self.kernel.commit(&batch) {
+                Ok(()) => (),
+                // Before Linux 6.5 sets do not grow; then the tables are made anew.
+                Err(KernelError::Rejected(told)) => {
+                    let refusal = self.engine.refused(told);
+                    assert!(matches!(refusal, Refusal::Full(_)), "{refusal:?}");
+                    continue;
+                }
+                Err(error) => panic!("{error}"),
             }
             self.engine.committed();
             written.0.extend(batch.0);

@@ -30,6 +30,19 @@ pub(super) fn dump(host: &Namespace) -> Vec<String> {
     lines
 }
 
+/// The differences of two dumps, as an error.
+pub(super) fn same(expected: &[String], found: &[String]) -> Result<(), String> {
+    let only = |these: &[String], others: &[String]| -> Vec<String> {
+        let others: BTreeSet<&String> = others.iter().collect();
+        these.iter().filter(|it| !others.contains(it)).take(10).cloned().collect()
+    };
+    if expected == found {
+        return Ok(());
+    }
+    let (missing, surplus) = (only(expected, found), only(found, expected));
+    Err(format!("missing: {missing:#?}\nsurplus: {surplus:#?}"))
+}
+
 fn describe(kind: &str, mut object: Value, lines: &mut Vec<String>) {
     let fields = object.as_object_mut().unwrap();
     for history in ["handle", "size", "flags"] {

@@ -54,6 +54,15 @@ impl Node {
         std::fs::rename(new, self.manifests().join(format!("{file}.json"))).unwrap();
     }
 
+    /// Another node with the same objects, on which nothing has happened.
+    pub(super) fn copy(&self) -> Node {
+        let copy = Node::new();
+        for file in std::fs::read_dir(self.manifests()).unwrap().map(|it| it.unwrap().path()) {
+            std::fs::copy(&file, copy.manifests().join(file.file_name().unwrap())).unwrap();
+        }
+        copy
+    }
+
     pub(super) fn arguments(&self, more: &[&str]) -> Vec<String> {
         let manifests = self.manifests().display().to_string();
         let fixed = [

@@ -15,9 +15,10 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use super::datapath::{Attempt, Datapath, Reach, Wanted};
+use super::in_ipvs;
 use super::objects::Objects;
 use super::run::{answers, classify, run};
-use super::story::{Ending, ObjectRef, Step, Story};
+use super::story::{Ending, Mode, ObjectRef, Step, Story};
 use crate::support::client::{ANSWER, Outcome, SILENCE, ask};
 use crate::support::patience::{LONG, poll};
 use crate::support::proxy::Proxy;
@@ -69,8 +70,11 @@ pub(crate) struct Packets<'w> {
     arguments: Vec<String>,
     /// Not before the first objects.
     proxy: Option<Proxy<'w>>,
+    mode: Mode,
     /// Listens while the proxy is away.
     monitor: Option<Monitor>,
+    /// What IPVS had when the proxy went, in IPVS mode.
+    virtual_servers: Vec<String>,
     /// Counts the changes of objects.
     changes: u16,
 }
@@ -83,7 +87,16 @@ impl<'w> Packets<'w> {
         let fixed = ["--hostname-override=node-1", &format!("--manifests={manifests}")];
         let mut arguments: Vec<String> = fixed.map(str::to_owned).to_vec();
         arguments.extend(story.arguments());
-        Packets { world, directory, arguments, proxy: None, monitor: None, changes: 0 }
+        Packets {
+            world,
+            directory,
+            arguments,
+            proxy: None,
+            mode: story.mode,
+            monitor: None,
+            virtual_servers: Vec::new(),
+            changes: 0,
+        }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -195,6 +208,9 @@ impl Datapath for Packets<'_> {
             Family::V4 => ("ip", 0),
             Family::V6 => ("ip6", 1),
         };
+        if self.mode == Mode::Ipvs {
+            return Some(Ok(in_ipvs::remembers(self.world, source.addresses()[at])));
+        }
         let arguments = ["list", "map", table, TABLE, "affinity"];
         let listing = self.world.node().command("nft", &arguments, "");
         let address = source.addresses()[at].to_string();
@@ -212,6 +228,9 @@ impl Datapath for Packets<'_> {
     fn stop(&mut self, ending: Ending) -> Result<(), String> {
         let proxy = self.proxy.as_mut().ok_or("the proxy has not been started")?;
         self.monitor = Some(Monitor::start(self.world.node()));
+        if self.mode == Mode::Ipvs {
+            self.virtual_servers = in_ipvs::virtual_servers(self.world);
+        }
         match ending {
             Ending::Killed => {
                 proxy.stop(Signal::KILL);
@@ -232,7 +251,14 @@ impl Datapath for Packets<'_> {
         self.proxy.as_mut().ok_or("the proxy has not been started")?.run()?;
         self.wait_for_fence()?;
         let mut monitor = self.monitor.take().ok_or("the proxy has not been stopped")?;
-        Ok(monitor.heard())
+        let mut written = monitor.heard();
+        if self.mode == Mode::Ipvs {
+            written.extend(in_ipvs::differences(
+                &self.virtual_servers,
+                &in_ipvs::virtual_servers(self.world),
+            ));
+        }
+        Ok(written)
     }
 
     fn upgrade(&mut self, flags: &[String]) -> Result<(), String> {

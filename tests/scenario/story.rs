@@ -56,8 +56,25 @@ use crate::support::world::Actor;
 #[derive(Debug)]
 pub(crate) struct Story {
     pub(crate) name: String,
+    pub(crate) mode: Mode,
     pub(crate) flags: Vec<String>,
     pub(crate) steps: Vec<Line<Step>>,
+}
+
+/// `--proxy-mode`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    Nftables,
+    Ipvs,
+}
+
+impl Mode {
+    fn flag(self) -> &'static str {
+        match self {
+            Mode::Nftables => "--proxy-mode=nftables",
+            Mode::Ipvs => "--proxy-mode=ipvs",
+        }
+    }
 }
 
 /// Something, and the number of the line on which it stands.
@@ -232,7 +249,8 @@ pub(crate) enum Ending {
 impl Story {
     /// Parses a file; the error begins with the number of the line.
     pub(crate) fn parse(name: &str, text: &str) -> Result<Story, String> {
-        let mut story = Story { name: name.to_owned(), flags: Vec::new(), steps: Vec::new() };
+        let (mode, name) = (Mode::Nftables, name.to_owned());
+        let mut story = Story { name, mode, flags: Vec::new(), steps: Vec::new() };
         let lines: Vec<&str> = text.lines().collect();
         let mut at = 0;
         while let Some(line) = lines.get(at) {
@@ -260,7 +278,7 @@ impl Story {
 
     /// What the flags add up to with those that all stories have.
     pub(crate) fn arguments(&self) -> Vec<String> {
-        let mut arguments = vec!["--proxy-mode=nftables".to_owned()];
+        let mut arguments = vec![self.mode.flag().to_owned()];
         if !self.flags.iter().any(|flag| flag.starts_with("--cluster-cidr")) {
             arguments.push("--cluster-cidr=10.244.0.0/16,fd00:10:244::/48".to_owned());
         }

@@ -85,20 +85,19 @@ build_uml_initramfs() {
 # times as long, for the wake-ups. Its memory is a file without a name; in /dev/shm it never gets to a disk.
 start_uml() {
     local processors
-    processors=$(taskset -cp $$ | sed 's/.*: //')
+    processors=$(taskset -cp $$ | sed 's/.*: //; s/,/\n/g' | awk -F- '{ for (i = $1; i <= $NF; i++) print i }')
     [ ! -w /dev/shm ] || export TMPDIR=/dev/shm
     exec 5>"$run/status"
     exec setpriv --pdeathsig TERM timeout --kill-after=5 "$timeout" setpriv --pdeathsig KILL \
-        taskset -c "$(pick_processor "$processors")" "$1/linux" "mem=${memory}M" "initrd=$1/initramfs" \
+        taskset -c "$(pick $processors)" "$1/linux" "mem=${memory}M" "initrd=$1/initramfs" \
         con=null con0=null,fd:1 con1=null,fd:3 con2=null,fd:4 con3=null,fd:5 quiet loglevel=4 panic=-1 $(uml_mode "$1") \
         "vm_tree=hostfs" "vm_guest=$here/guest" "vm_run=$run"
 }
 
-# pick_processor LIST: one of a list like 0-3,6; another for each run.
-pick_processor() {
-    local part all=()
-    for part in ${1//,/ }; do mapfile -t -O "${#all[@]}" all < <(seq "${part%-*}" "${part#*-}"); done
-    echo "${all[$(($$ % ${#all[@]}))]}"
+# pick WORD...: another one for each run.
+pick() {
+    shift $(($$ % $#))
+    echo "$1"
 }
 
 # uml_mode FOLDER: 6.16 and newer can watch their programs by seccomp, which is faster than ptrace.

@@ -31,8 +31,7 @@ IPVS_TIMEOUT ?= 900
 
 # They are marked as ignored, because most machines' own kernels have no IPVS.
 test-ipvs: vm-test-binary kernel-ipvs
-	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-4} tests/vm/run --kernel ipvs --timeout $(IPVS_TIMEOUT) -- \
-		"$$(cat target/vm/test-binary)" --include-ignored $(IPVS_TESTS)
+	tests/vm/parts ipvs $(IPVS_TIMEOUT) "$$(cat target/vm/test-binary)" $(IPVS_TESTS)
 
 kernel-ipvs:
 	$(call install,$(NEEDED_BY_IPVS))

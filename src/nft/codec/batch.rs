@@ -121,6 +121,10 @@ fn locate_element(elements: &[ElementPlace], offset: Option<u32>) -> Place {
     }
 }
 
+/// Bytes that an operation mostly takes at most. A first load is made of thousands; growing step by step would hold most of
+/// them twice.
+const USUAL_LENGTH: usize = 96;
+
 /// Encodes a batch. With `generation` the kernel refuses it (ERESTART) unless that is still its generation.
 ///
 /// Messages are numbered from `first_seq` on. Only the last operation asks for an acknowledgement: one for each would
@@ -133,7 +137,7 @@ pub fn encode(
     ownership: Ownership,
 ) -> Encoded {
     let mut encoder = Encoder {
-        writer: Writer::default(),
+        writer: Writer::with_capacity(batch.len() * USUAL_LENGTH),
         first_seq,
         messages: Vec::new(),
         elements: Vec::new(),

@@ -38,7 +38,7 @@ pub fn chains(program: &Program, family: Family) -> Vec<ChainSpec> {
     all.extend(sticky(&local));
     all.extend(Slots::all().flat_map(|slots| externals(&local, slots)));
     all.extend(shared(program, family));
-    all.extend(bases());
+    all.extend(bases(program.ipvs));
     all
 }
 
@@ -279,7 +279,8 @@ fn local_cluster_ips_check(ipvs: bool) -> Vec<Rule> {
     let unserved = not_in_set(F, SetName::IpvsServices);
     vec![
         Rule(vec![untranslated(), to(SetName::ClusterIps), unserved, reject()]),
-        Rule(vec![untranslated(), to(SetName::IpvsDraining), reject()]),
+        // Nobody's address any more: as an unallocated one.
+        Rule(vec![untranslated(), to(SetName::IpvsDraining), Statement::Drop]),
     ]
 }
 
@@ -341,21 +342,19 @@ fn masquerading(program: &Program) -> Vec<Rule> {
         to_itself.insert(0, Statement::CtStatusDnat { negated: false });
     }
     to_itself.push(Statement::Masquerade);
-    let mut rules = vec![
+    // A program of this node that connects to a cluster IP which is a local address, as in IPVS mode and for a while
+    // after it, has that very address as its source.
+    let from_cluster_ip = in_set(&[Field::Saddr], SetName::ClusterIps);
+    vec![
         // The priority has served as a register for session affinity; the queueing discipline must not see that.
         Rule(vec![Statement::PriorityAtLeast(Handle::BASE), Statement::PriorityReset]),
         Rule(vec![Statement::MarkIsSet(mark), Statement::MarkXor(mark), Statement::Masquerade]),
         Rule(to_itself),
-    ];
-    if program.ipvs {
-        // A program of this node that connects to a cluster IP has that very address as its source.
-        let from_cluster_ip = in_set(&[Field::Saddr], SetName::ClusterIps);
-        rules.push(Rule(vec![from_cluster_ip, Statement::Masquerade]));
-    }
-    rules
+        Rule(vec![from_cluster_ip, Statement::Masquerade]),
+    ]
 }
 
-fn bases() -> Vec<ChainSpec> {
+fn bases(ipvs: bool) -> Vec<ChainSpec> {
     let new = |targets: &[Chain]| -> Vec<Rule> {
         let jump = |target: &Chain| Rule(vec![Statement::CtStateNew, Statement::Jump(*target)]);
         targets.iter().map(jump).collect()
@@ -367,9 +366,19 @@ fn bases() -> Vec<ChainSpec> {
         Chain::ServiceEndpointsCheck,
         Chain::LocalClusterIpsCheck,
     ]);
+    let mut output_pre_dnat = new(&[Chain::FirewallCheck]);
+    if ipvs {
+        // At output IPVS comes before the other checks, and would reject what it has no destination for.
+        output_pre_dnat.push(Rule(vec![
+            Statement::CtStateNew,
+            in_set(&[Field::Daddr], SetName::ClusterIps),
+            in_set(F, SetName::NoLocalEndpoints),
+            Statement::Drop,
+        ]));
+    }
     vec![
         spec(Chain::FilterPreroutingPreDnat, new(&[Chain::FirewallCheck])),
-        spec(Chain::FilterOutputPreDnat, new(&[Chain::FirewallCheck])),
+        spec(Chain::FilterOutputPreDnat, output_pre_dnat),
         spec(Chain::FilterInput, input),
         spec(Chain::FilterForward, new(&unserved)),
         spec(Chain::FilterOutput, new(&unserved)),
@@ -405,7 +414,7 @@ mod tests {
     fn the_number_of_objects_is_a_small_constant() {
         let all = chains(&program(), Family::V4);
         let rules: usize = all.iter().map(|spec| spec.rules.len()).sum();
-        assert_eq!((all.len(), rules), (158, 1112));
+        assert_eq!((all.len(), rules), (158, 1113));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::ops::RangeInclusive;
 
+use ipnet::IpNet;
 use tracing::{info, warn};
 
 use super::Cleanup;
@@ -17,15 +18,16 @@ const NODE_PORTS: RangeInclusive<u16> = 30_000..=32_767;
 impl Cleanup {
     /// Deletes virtual servers, and the interface unless it is the other one's.
     ///
-    /// kube-proxy's sets say which virtual servers are its own, so they must still be there.
-    pub(super) fn virtual_servers(&mut self, whose: CleanupOf) {
+    /// kube-proxy's sets say which virtual servers are its own, so they must still be there. What is inside `excluded` is
+    /// somebody else's by the user's word (`--ipvs-exclude-cidrs`, in mode ipvs).
+    pub(super) fn virtual_servers(&mut self, whose: CleanupOf, excluded: Vec<IpNet>) {
         let known =
             Ipsets::new().and_then(|mut sets| KnownServers::read(|name| sets.members(name)));
         let known = match known {
             Ok(known) => known,
             Err(error) => return self.failed("ipsets", &error),
         };
-        match remove(whose, &known) {
+        match remove(whose, &known, excluded) {
             Ok(leftovers) => self.tell(leftovers),
             Err(error) => self.failed("IPVS", &error),
         }
@@ -50,8 +52,12 @@ impl Cleanup {
     }
 }
 
-fn remove(whose: CleanupOf, known: &KnownServers) -> Result<Leftovers, IpvsError> {
-    let mut ipvs = NetlinkIpvs::new(Vec::new())?;
+fn remove(
+    whose: CleanupOf,
+    known: &KnownServers,
+    excluded: Vec<IpNet>,
+) -> Result<Leftovers, IpvsError> {
+    let mut ipvs = NetlinkIpvs::new(excluded)?;
     let ours = ipvs.interface_is_ours()?;
     match (whose, ours) {
         (CleanupOf::All, _) | (CleanupOf::KubeProxy, Some(false)) => {

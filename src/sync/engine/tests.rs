@@ -8,18 +8,22 @@ use proptest::sample::select;
 
 use super::*;
 use crate::config::{DetectLocal, NodePortSelector};
-use crate::kernel::memory::{Failure, MemoryKernel};
-use crate::kernel::{Kernel, KernelError};
+use crate::kernel::memory::{Failure, MemoryIpvs, MemoryKernel};
+use crate::kernel::{Ipvs, IpvsSettings, Kernel, KernelError};
 use crate::model::sample::{self, Step, ip, name, service, slice};
 use crate::model::{Resource, Service};
 use crate::nft::compile::tests::laws::canonical_table;
 use crate::nft::render;
 use crate::nft::schema::{Key, Op, SetName, Value};
+use crate::sync::facts::VirtualServers;
 
 const RESOURCES: [Resource; 4] =
     [Resource::Service, Resource::EndpointSlice, Resource::Node, Resource::ServiceCidr];
 
+mod servers;
+
 const EPERM: i32 = 1;
+const ENOMEM: i32 = 12;
 const EINVAL: i32 = 22;
 
 /// More passes than this mean that the engine goes in circles.
@@ -31,10 +35,14 @@ proptest! {
     /// Whatever happens to the objects and whatever the kernel answers on the way: once it takes everything again, it
     /// holds what it would hold had it seen the last state only, and the rest of the program is told the same.
     #[test]
-    fn any_history_with_any_failures_ends_as_from_scratch(events in vec(event(), 0..40)) {
-        let mut host = Host::started();
-        let mut world = sample::World::default();
+    fn any_history_with_any_failures_ends_as_from_scratch(
+        ipvs in any::<bool>(),
+        events in vec(event(), 0..40),
+    ) {
+        let settings = |choice| if ipvs { balanced(settings(choice)) } else { settings(choice) };
         let mut last = settings(0);
+        let mut host = Host::started_with(last.clone());
+        let mut world = sample::World::default();
         for event in events {
             match event {
                 Event::Settings(choice) => {
@@ -50,11 +58,16 @@ proptest! {
                 Event::Refuse(owner) => host.kernel.refuse_owner(Owner(owner), EINVAL),
                 Event::Anonymous(yes) => host.anonymous = yes,
                 Event::Retry => host.engine.retry_refused(),
+                Event::FailServers(nth, failure) => host.ipvs.fail_commit(nth, failure),
+                Event::RefuseServers(owner) => host.ipvs.refuse_owner(Owner(owner), ENOMEM),
+                Event::Compare => drop(host.engine.servers_observed(host.ipvs.observe().unwrap())),
+                Event::Drained => host.drain(),
             }
         }
         world.relist().into_iter().for_each(|change| host.engine.apply(change));
         host.forgive();
         host.settle();
+        (0..3).for_each(|_| host.drain());
         prop_assert_eq!(host.engine.refused_count(), 0);
         prop_assert!(host.engine.triggers.is_empty(), "{:?}", host.engine.triggers);
         let mut fresh = Host::started_with(last.clone());
@@ -63,16 +76,20 @@ proptest! {
         for family in Family::ALL {
             prop_assert_eq!(host.rows(family), fresh.rows(family));
         }
+        prop_assert_eq!(host.servers(), fresh.servers());
         prop_assert_eq!(health_checks(&host), health_checks(&fresh));
         prop_assert_eq!(host.engine.lacking_local(), fresh.engine.lacking_local());
         prop_assert_eq!(host.engine.conflict_count(), fresh.engine.conflict_count());
         // A restart finds nothing to write.
-        let mut restarted = Host { kernel: host.kernel.clone(), ..Host::started_with(last) };
+        let (kernel, ipvs) = (host.kernel.clone(), host.ipvs.clone());
+        let mut restarted = Host { kernel, ipvs, ..Host::started_with(last) };
         (restarted.kernel.committed, restarted.kernel.last) = (0, None);
+        restarted.ipvs.operations = 0;
         world.relist().into_iter().for_each(|change| restarted.engine.apply(change));
         restarted.settle();
         let written = restarted.kernel.last.as_ref().map(render::batch).unwrap_or_default();
         prop_assert_eq!(restarted.kernel.committed, 0, "{}", written);
+        prop_assert_eq!(restarted.ipvs.operations, 0);
     }
 }
 
@@ -90,6 +107,13 @@ enum Event {
     /// The configuration file has changed.
     Settings(u8),
     Retry,
+    /// As `Fail` and `Refuse`, of IPVS.
+    FailServers(usize, Failure),
+    RefuseServers(u32),
+    /// Virtual servers are compared with what is believed.
+    Compare,
+    /// Nobody has connections any more.
+    Drained,
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -114,6 +138,10 @@ fn event() -> impl Strategy<Value = Event> {
         1 => any::<bool>().prop_map(Event::Anonymous),
         1 => (0..5_u8).prop_map(Event::Settings),
         1 => Just(Event::Retry),
+        1 => (1..4_usize, server_failure()).prop_map(|(nth, it)| Event::FailServers(nth, it)),
+        1 => (0..4_u32).prop_map(Event::RefuseServers),
+        1 => Just(Event::Compare),
+        1 => Just(Event::Drained),
     ]
 }
 
@@ -341,6 +369,35 @@ fn a_kernel_that_does_not_hold_what_is_believed_is_looked_at_before_a_service_is
     assert_eq!(host.engine.refused_count(), 1);
 }
 
+/// Before Linux 6.5 a set has the size that it was made with.
+#[test]
+fn sets_that_do_not_grow_are_made_anew() {
+    let mut host = Host::started();
+    host.kernel.fixed_sizes = true;
+    host.settle();
+    let tables = host.kernel.committed;
+    for n in 0..3_000_u16 {
+        let [high, low] = n.to_be_bytes();
+        let address = format!("10.97.{high}.{low}");
+        host.engine.apply(Change::ServiceApplied(service(&format!("ns/a{n}"), &address)));
+    }
+    host.settle();
+    assert_eq!(host.engine.refused_count(), 0);
+    assert_eq!(host.kernel.tables.rows(Family::V4, SetName::ClusterIps).count(), 3_000);
+    let anew = host.kernel.last.as_ref().unwrap();
+    assert!(anew.0.contains(&Op::DeleteTable(Family::V4)), "in one transaction");
+    assert!(host.kernel.committed <= tables + 2, "{} batches", host.kernel.committed - tables);
+    // With room for as many again.
+    host.engine.apply(Change::ServiceApplied(service("ns/more", "10.98.0.1")));
+    host.settle();
+    assert!(host.kernel.last.as_ref().is_some_and(|it| it.len() < 10));
+    // Only sets that are as large as they can be made are a Service's fault.
+    host.kernel.refuse_owner(Owner(0), ENFILE);
+    host.engine.apply(Change::ServiceApplied(service("ns/a0", "10.97.99.99")));
+    host.settle();
+    assert_eq!(host.engine.refused_count(), 1);
+}
+
 #[test]
 fn a_rolling_update_writes_what_it_replaces_and_no_verdict() {
     check_rolling(None, 20, &[SetName::Endpoints]);
@@ -391,6 +448,7 @@ struct Host {
     kernel: MemoryKernel,
     /// The kernel does not tell which operations it refuses.
     anonymous: bool,
+    ipvs: MemoryIpvs,
 }
 
 /// Settings that can follow each other in one process.
@@ -414,6 +472,21 @@ fn settings(choice: u8) -> Settings {
     }
 }
 
+/// In IPVS mode.
+fn balanced(settings: Settings) -> Settings {
+    let ipvs = VirtualServers { split: Default::default(), drain: Duration::from_secs(900) };
+    Settings { ipvs: Some(ipvs), ..settings }
+}
+
+fn server_failure() -> impl Strategy<Value = Failure> {
+    select(vec![
+        Failure::Rejected(ENOMEM),
+        Failure::Rejected(ENOENT),
+        Failure::UnknownApplied,
+        Failure::UnknownLost,
+    ])
+}
+
 impl Host {
     fn new() -> Host {
         Host::with(settings(0))
@@ -423,7 +496,9 @@ impl Host {
         let mut engine = Engine::new(settings, Cluster::new(&RESOURCES));
         let addresses = ["127.0.0.1", "192.168.0.2", "192.168.9.9", "2001:db8::5"].map(ip);
         engine.apply(Change::HostAddresses(addresses.into()));
-        Host { engine, kernel: MemoryKernel::default(), anonymous: false }
+        let mut ipvs = MemoryIpvs::default();
+        ipvs.prepare(&IpvsSettings::default()).unwrap();
+        Host { engine, kernel: MemoryKernel::default(), anonymous: false, ipvs }
     }
 
     /// With empty lists of everything.
@@ -446,6 +521,13 @@ impl Host {
             let tables = self.kernel.observe(self.engine.program()).unwrap();
             self.engine.observed(tables);
         }
+        if self.engine.needs_servers() {
+            self.engine.servers_observed(self.ipvs.observe().unwrap());
+        }
+        let batch = self.engine.plan_servers();
+        if !self.change_servers(&batch) {
+            return None;
+        }
         let batch = self.engine.plan();
         if !batch.is_empty() {
             match self.kernel.commit(&batch) {
@@ -464,7 +546,24 @@ impl Host {
                 }
             }
         }
-        Some(self.engine.committed())
+        let batch = self.engine.plan_servers_after();
+        let changed = self.change_servers(&batch);
+        let outcome = self.engine.committed();
+        changed.then_some(outcome)
+    }
+
+    fn change_servers(&mut self, batch: &ServerBatch) -> bool {
+        if batch.0.is_empty() {
+            return true;
+        }
+        match self.ipvs.commit(batch) {
+            Ok(refused) => drop(self.engine.servers_changed(batch, &refused)),
+            Err(_) => {
+                self.engine.servers_lost();
+                return false;
+            }
+        }
+        true
     }
 
     fn refused(&mut self, rejections: Vec<Rejection>) {
@@ -496,7 +595,22 @@ impl Host {
     /// The kernel takes everything from now on.
     fn forgive(&mut self) {
         self.kernel.recover();
+        self.ipvs.recover();
         self.engine.retry_refused();
+    }
+
+    /// Some time later nobody has connections any more.
+    fn drain(&mut self) {
+        let draining = self.engine.draining_servers();
+        let seen = self.ipvs.connections(&draining).unwrap();
+        self.engine.servers_drained(now(), &seen);
+        self.settle();
+    }
+
+    /// Addresses and virtual servers.
+    fn servers(&self) -> (BTreeSet<IpAddr>, String) {
+        let addresses = self.ipvs.interface.as_ref().map(|it| it.addresses.clone());
+        (addresses.unwrap_or_default(), crate::ipvs::render::servers(&self.ipvs.servers))
     }
 
     fn rows(&self, family: Family) -> BTreeSet<String> {
@@ -522,6 +636,11 @@ impl Host {
 fn endpoint(service: &str, n: u8, host: u8) -> Change {
     let address = format!("10.1.{n}.{host}");
     Change::SliceApplied(slice(&format!("{service}-1"), service, &[&address]))
+}
+
+#[expect(clippy::disallowed_methods, reason = "only how instants differ matters")]
+fn now() -> Instant {
+    Instant::now()
 }
 
 fn health_checks(host: &Host) -> String {

@@ -1,0 +1,227 @@
+//! Virtual servers: refusals one by one, drift, and the way from one mode to the other.
+
+use super::*;
+use crate::ipvs::schema::{Connections, Destination, Op as ServerOp};
+use crate::model::{EndpointSlice, Scheduler};
+
+#[test]
+fn a_service_that_ipvs_refuses_keeps_what_it_had_and_the_others_go_on() {
+    let mut host = Host::started_with(balanced(settings(0)));
+    host.serve(1, &[1]);
+    host.serve(2, &[1]);
+    host.settle();
+    host.ipvs.refuse_owner(Owner(0), ENOMEM);
+    host.serve(1, &[2]);
+    host.serve(2, &[2]);
+    host.serve(3, &[1]);
+    host.settle();
+    assert_eq!(host.engine.refused_count(), 1);
+    assert_eq!(host.reached(1), ["10.1.1.1"]);
+    assert_eq!(host.reached(2), ["10.1.2.2"]);
+    assert_eq!(host.reached(3), ["10.1.3.1"]);
+    host.forgive();
+    host.settle();
+    assert_eq!(host.reached(1), ["10.1.1.2"]);
+}
+
+#[test]
+fn a_new_service_that_ipvs_refuses_has_no_rows_that_lead_nowhere() {
+    let mut host = Host::started_with(balanced(settings(0)));
+    host.settle();
+    host.ipvs.refuse_owner(Owner(0), ENOMEM);
+    host.serve(1, &[1]);
+    host.settle();
+    assert_eq!(host.kernel.tables.rows(Family::V4, SetName::Frontends).count(), 0);
+    assert_eq!(host.servers().0, BTreeSet::new());
+}
+
+#[test]
+fn a_scheduler_that_the_kernel_lacks_is_told_once_and_another_serves() {
+    let mut host = Host::started_with(balanced(settings(0)));
+    host.ipvs.schedulers.remove(&Scheduler::new("mh").unwrap());
+    let mut wanted = service("ns/a1", "10.96.0.1");
+    wanted.ipvs_scheduler = Scheduler::new("mh");
+    host.engine.apply(Change::ServiceApplied(wanted));
+    host.engine.apply(endpoint("ns/a1", 1, 1));
+    host.settle();
+    assert_eq!(host.reached(1), ["10.1.1.1"]);
+    let limit = ServerLimit::Scheduler {
+        service: ServiceId(0),
+        wanted: "mh".to_owned(),
+        used: "rr".to_owned(),
+    };
+    assert_eq!(host.engine.take_server_limits(), [limit]);
+    host.engine.apply(endpoint("ns/a1", 1, 2));
+    host.settle();
+    assert_eq!(host.engine.take_server_limits(), []);
+}
+
+#[test]
+fn excluded_cluster_ips_are_served_by_nft_alone() {
+    let mut with = balanced(settings(0));
+    let split = &mut with.ipvs.as_mut().unwrap().split;
+    split.exclude_cidrs = vec!["10.96.0.2/32".parse().unwrap()];
+    let mut host = Host::started_with(with);
+    host.serve(1, &[1]);
+    host.serve(2, &[1]);
+    host.settle();
+    assert_eq!(host.backends(1), [ip("10.96.0.1")]);
+    assert_eq!(host.backends(2), [ip("10.1.2.1")]);
+    let told = host.engine.take_server_limits();
+    assert!(matches!(told[..], [ServerLimit::Excluded { .. }]), "{told:?}");
+    assert_eq!(host.servers().0, BTreeSet::from([ip("10.96.0.1")]));
+}
+
+#[test]
+fn weights_are_those_of_the_slices() {
+    let mut host = Host::started_with(balanced(settings(0)));
+    host.engine.apply(Change::ServiceApplied(service("ns/a1", "10.96.0.1")));
+    let plain = slice("ns/a-1", "ns/a1", &["10.1.0.1"]);
+    let heavy =
+        EndpointSlice { ipvs_weight: "7".parse().ok(), ..slice("ns/a-2", "ns/a1", &["10.1.0.2"]) };
+    host.engine.apply(Change::SliceApplied(plain));
+    host.engine.apply(Change::SliceApplied(heavy));
+    host.settle();
+    assert_eq!(
+        host.servers().1,
+        "-A -t 10.96.0.1:80 -s rr\n-a -t 10.96.0.1:80 -r 10.1.0.1:8080 -m -w 1\n\
+         -a -t 10.96.0.1:80 -r 10.1.0.2:8080 -m -w 7\n"
+    );
+}
+
+#[test]
+fn what_others_did_to_virtual_servers_is_undone() {
+    let mut host = Host::started_with(balanced(settings(0)));
+    host.serve(1, &[1]);
+    host.serve(2, &[1]);
+    host.settle();
+    let before = host.servers();
+    assert!(!host.engine.servers_observed(host.ipvs.observe().unwrap()));
+    assert!(!host.engine.has_work());
+    let key = *host.ipvs.servers.keys().next().unwrap();
+    let gone = ServerBatch(vec![(None, ServerOp::DeleteServer(key))]);
+    host.ipvs.commit(&gone).unwrap();
+    assert!(host.engine.servers_observed(host.ipvs.observe().unwrap()));
+    host.settle();
+    assert_eq!(host.servers(), before);
+}
+
+#[test]
+fn a_refused_service_is_no_drift() {
+    let mut host = Host::started_with(balanced(settings(0)));
+    host.ipvs.refuse_owner(Owner(0), ENOMEM);
+    host.serve(1, &[1]);
+    host.settle();
+    assert!(!host.engine.servers_observed(host.ipvs.observe().unwrap()));
+    host.settle();
+    assert_eq!(host.engine.refused_count(), 1);
+}
+
+#[test]
+fn a_deleted_service_is_guarded_until_its_address_is_gone() {
+    let mut host = Host::started_with(balanced(settings(0)));
+    host.serve(1, &[1]);
+    host.settle();
+    let (key, to) = host.only_destination();
+    let busy = Connections { active: 1, ..Connections::default() };
+    host.ipvs.set_connections(key, to, busy);
+    host.engine.apply(Change::ServiceDeleted(name("ns/a1")));
+    host.settle();
+    host.drain();
+    assert_eq!(host.guarded(), [ip("10.96.0.1")]);
+    assert_eq!(host.servers().0, BTreeSet::from([ip("10.96.0.1")]));
+    host.ipvs.set_connections(key, to, Connections::default());
+    host.drain();
+    assert_eq!(host.guarded(), Vec::<IpAddr>::new());
+    assert_eq!(host.servers(), Default::default());
+}
+
+#[test]
+fn a_node_changes_to_ipvs_and_back() {
+    let mut host = Host::started();
+    host.serve(1, &[1, 2]);
+    host.settle();
+    // To IPVS: the address is bound while the rows still lead to the endpoints.
+    let mut host = host.restarted(balanced(settings(0)));
+    host.serve(1, &[1, 2]);
+    host.settle();
+    assert_eq!(host.backends(1), [ip("10.96.0.1")]);
+    assert_eq!(host.reached(1), ["10.1.1.1", "10.1.1.2"]);
+    let last = host.ipvs.last.clone().unwrap();
+    assert!(matches!(last.0.last(), Some((_, ServerOp::BindAddress(_)))), "{last:?}");
+    assert_eq!(host.ipvs.committed, 1, "everything before nft changes");
+    let to = host.destinations();
+    for (key, to) in &to {
+        let busy = Connections { active: 1, ..Connections::default() };
+        host.ipvs.set_connections(*key, *to, busy);
+    }
+    // And back: connections go on until they end.
+    let mut host = host.restarted(settings(0));
+    host.engine.drain_servers(Duration::from_secs(900));
+    host.serve(1, &[1, 2]);
+    host.settle();
+    host.drain();
+    assert_eq!(host.backends(1), [ip("10.1.1.1"), ip("10.1.1.2")]);
+    assert_eq!(host.destinations(), to);
+    assert!(!host.engine.take_end_of_servers());
+    for (key, to) in to {
+        host.ipvs.set_connections(key, to, Connections::default());
+    }
+    host.drain();
+    assert_eq!(host.servers(), Default::default());
+    assert!(host.engine.take_end_of_servers());
+    assert!(!host.engine.take_end_of_servers());
+    let mut fresh = Host::started();
+    fresh.serve(1, &[1, 2]);
+    fresh.settle();
+    assert_eq!(host.rows(Family::V4), fresh.rows(Family::V4));
+    assert_eq!(host.kernel.tables, fresh.kernel.tables);
+}
+
+impl Host {
+    /// Service 10.96.0.`n` with these endpoints.
+    fn serve(&mut self, n: u8, hosts: &[u8]) {
+        let title = format!("ns/a{n}");
+        self.engine.apply(Change::ServiceApplied(service(&title, &format!("10.96.0.{n}"))));
+        let addresses: Vec<String> = hosts.iter().map(|it| format!("10.1.{n}.{it}")).collect();
+        let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
+        self.engine.apply(Change::SliceApplied(slice(&format!("{title}-1"), &title, &addresses)));
+    }
+
+    /// Another process, perhaps in another mode, on the same node.
+    fn restarted(&self, settings: Settings) -> Host {
+        let (kernel, mut ipvs) = (self.kernel.clone(), self.ipvs.clone());
+        (ipvs.committed, ipvs.last) = (0, None);
+        Host { kernel, ipvs, ..Host::started_with(settings) }
+    }
+
+    /// Where new connections to 10.96.0.`n` end.
+    fn reached(&self, n: u8) -> Vec<String> {
+        let at = ip(&format!("10.96.0.{n}"));
+        assert_eq!(self.backends(n), [at]);
+        assert!(self.servers().0.contains(&at));
+        let servers = self.ipvs.servers.keys().filter(|it| it.address == at);
+        servers.flat_map(|it| self.ipvs.picks(it)).map(|it| it.address.to_string()).collect()
+    }
+
+    fn destinations(&self) -> Vec<(ServerKey, Destination)> {
+        let all = self.ipvs.servers.iter();
+        all.flat_map(|(key, it)| it.destinations.keys().map(|to| (*key, *to))).collect()
+    }
+
+    fn only_destination(&self) -> (ServerKey, Destination) {
+        let all = self.destinations();
+        assert_eq!(all.len(), 1);
+        all[0]
+    }
+
+    /// Rows of `ipvs-draining`.
+    fn guarded(&self) -> Vec<IpAddr> {
+        let rows = self.kernel.tables.rows(Family::V4, SetName::IpvsDraining);
+        let address = |key: &Key| match key {
+            Key::Address(address) => Some(*address),
+            _ => None,
+        };
+        rows.filter_map(|(key, _)| address(key)).collect()
+    }
+}

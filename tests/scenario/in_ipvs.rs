@@ -1,0 +1,51 @@
+//! Stories in IPVS mode: the same expectations, with `ipvsadm` and `ip` as further witnesses.
+//!
+//! Not all of a story is the same there; [`DIFFERENCES`] says what and why, and nothing else may differ.
+
+use std::net::IpAddr;
+
+use super::packets;
+use super::story::{Mode, Story};
+use crate::support::world::World;
+
+/// Stories that cannot hold in IPVS mode, and why.
+const DIFFERENCES: &[(&str, &str)] = &[];
+
+pub(super) fn play(mut story: Story) {
+    if let Some((name, why)) = DIFFERENCES.iter().find(|(name, _)| *name == story.name) {
+        println!("{name} is another story in IPVS mode: {why}");
+        return;
+    }
+    story.mode = Mode::Ipvs;
+    packets::play(&story);
+}
+
+/// Whether IPVS has a persistence template for the client.
+pub(super) fn remembers(world: &World, client: IpAddr) -> bool {
+    let listing = world.node().command("ipvsadm", &["-L", "-n", "-c"], "");
+    // pro expire state source virtual destination; a template has no source port and no state.
+    let template = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let source = words.get(3).and_then(|it| it.rsplit_once(':'));
+        let host = source.map(|(host, _)| host.trim_matches(['[', ']']));
+        words.get(2) == Some(&"NONE") && host.and_then(|it| it.parse().ok()) == Some(client)
+    };
+    listing.lines().any(template)
+}
+
+/// Virtual servers, their destinations and their addresses, each on a line of its own, in order.
+pub(super) fn virtual_servers(world: &World) -> Vec<String> {
+    let node = world.node();
+    let mut all = node.command("ipvsadm", &["-S", "-n"], "");
+    all += &node.command("ip", &["-o", "address", "show", "dev", "kube-ipvs0"], "");
+    let mut lines: Vec<String> = all.lines().map(|it| it.trim().to_owned()).collect();
+    lines.sort();
+    lines
+}
+
+/// Lines that came and lines that went.
+pub(super) fn differences(before: &[String], after: &[String]) -> Vec<String> {
+    let gone = before.iter().filter(|it| !after.contains(it)).map(|it| format!("- {it}"));
+    let come = after.iter().filter(|it| !before.contains(it)).map(|it| format!("+ {it}"));
+    gone.chain(come).collect()
+}

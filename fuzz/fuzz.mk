@@ -5,13 +5,12 @@ FUZZ_SECONDS ?= 60
 FUZZ_TARGETS ?= messages tables legacy watch list manifests config flags
 
 .PHONY: fuzz
-# Stable Rust does all that is needed, but keeps the flags of sanitizers for those who ask like this.
-fuzz: export RUSTC_BOOTSTRAP = 1
 fuzz:
 	@command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz
 	$(call install,c++:g++)
 	FUZZ_SEEDS="$(CURDIR)/fuzz/corpus" cargo test --locked --lib outside::tests::every_target
+	@# Stable Rust can do it, but keeps the flags for those who ask like this.
 	for target in $(FUZZ_TARGETS); do \
-		cargo fuzz run --sanitizer none $$target -- \
+		RUSTC_BOOTSTRAP=1 cargo fuzz run --sanitizer none $$target -- \
 			-max_total_time=$(FUZZ_SECONDS) -max_len=8192 -timeout=10 -rss_limit_mb=1024 -malloc_limit_mb=256 || exit 1; \
 	done

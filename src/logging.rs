@@ -82,7 +82,12 @@ where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
     let (filter, handle) = reload::Layer::new(Wanted::of(settings));
-    let format = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(false);
+    let format = tracing_subscriber::fmt::layer()
+        .with_writer(writer)
+        .with_ansi(false)
+        // A line that cannot be written (the disk is full, the reader gone) is lost. To complain of it would go to stderr,
+        // where the complaint cannot be written either, and that panics.
+        .log_internal_errors(false);
     let layer: Box<dyn Layer<Registry> + Send + Sync> =
         if settings.json { Box::new(format.json().flatten_event(true)) } else { Box::new(format) };
     (tracing_subscriber::registry().with(layer.with_filter(filter)), handle)

@@ -3,6 +3,7 @@
 //! 0 for what was asked and done, also after SIGTERM; 1 for every error.
 
 use std::ffi::OsString;
+use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -73,27 +74,25 @@ fn explain(error: &clap::Error) -> ExitCode {
     if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
-#[expect(
-    clippy::print_stderr,
-    reason = "errors may come before logging is set up, and are for people anyway"
-)]
+/// Errors may come before logging is set up, and are for people anyway. Where stderr takes nothing there is nobody to
+/// tell; the exit code says it.
 fn tell(text: &str) {
-    eprintln!("{text}");
+    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
-#[expect(clippy::print_stdout, reason = "this is the output that was asked for")]
-fn print(text: &str) {
-    println!("{text}");
+/// The output that was asked for. An error, not a panic, where it cannot be written: the disk is full, the reader gone.
+fn print(text: &str) -> anyhow::Result<()> {
+    writeln!(std::io::stdout(), "{text}").context("cannot write to standard output")
 }
 
 fn act(args: &Args) -> anyhow::Result<ExitCode> {
     match args.version {
         Some(VersionFormat::Short) => {
-            print(&version::short());
+            print(&version::short())?;
             return Ok(ExitCode::SUCCESS);
         }
         Some(VersionFormat::Raw) => {
-            print(&version::raw());
+            print(&version::raw())?;
             return Ok(ExitCode::SUCCESS);
         }
         Some(VersionFormat::Not) | None => {}

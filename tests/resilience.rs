@@ -1,7 +1,9 @@
 //! What a proxy has to survive: other copies of itself, other programs, a kernel that fails, and its own death.
 
+mod disk_full;
 mod dump;
 mod faulty;
+mod interfaces;
 mod killed;
 mod netlink_faults;
 mod node;

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
 
 use netlink_sys::protocols::NETLINK_ROUTE;
 use rustix::net::netdevice::index_to_name_inlined;
@@ -31,6 +32,12 @@ const IFA_ADDRESS: u16 = 1;
 /// The interface's own address.
 const IFA_LOCAL: u16 = 2;
 
+/// Rest after so many failures in a row to read a list that keeps changing.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// That many pauses at the start: ten seconds.
+const START_ATTEMPTS: usize = 200;
+
 /// How often the list is read anew when it changes while it is read.
 const READ_ATTEMPTS: usize = 5;
 
@@ -48,6 +55,8 @@ pub struct Addresses {
     /// The number of [`INTERFACE`] when the list was read.
     left_out: Option<u32>,
     current: BTreeSet<IpAddr>,
+    /// A notification has come, and the list could not be read since.
+    outdated: bool,
 }
 
 impl Addresses {
@@ -63,10 +72,16 @@ impl Addresses {
             })?;
         }
         let questions = open().map_err(socket)?;
+        let current = BTreeSet::new();
         let mut addresses =
-            Addresses { events, questions, left_out: None, current: BTreeSet::new() };
-        addresses.current = addresses.read()?;
-        Ok(addresses)
+            Addresses { events, questions, left_out: None, current, outdated: true };
+        // Interfaces come and go fast while a node starts.
+        for _ in 0..START_ATTEMPTS {
+            if !addresses.refresh_in_peace()? {
+                break;
+            }
+        }
+        if addresses.outdated { Err(restless()) } else { Ok(addresses) }
     }
 
     /// All addresses, loopback included, as they were last read.
@@ -82,21 +97,44 @@ impl Addresses {
             .events
             .drain_and_look(counts)
             .map_err(|failure| failure.into_error("hearing of addresses"))?;
-        if !notified {
+        self.outdated |= notified;
+        if !self.outdated {
             return Ok(false);
         }
         let now = self.read()?;
+        self.outdated = false;
         let changed = now != self.current;
         self.current = now;
         Ok(changed)
     }
 
+    /// As [`Addresses::refresh`], but addresses that change faster than they can be read are no error: they are left as
+    /// they were for a moment. Returns whether they are to be looked at again at once.
+    fn refresh_in_peace(&mut self) -> Result<bool, KernelError> {
+        match self.refresh() {
+            Ok(_) => Ok(false),
+            Err(KernelError::Interrupted(_) | KernelError::Unread(_)) => {
+                std::thread::sleep(PAUSE);
+                Ok(true)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// Waits until the addresses are others, and returns them.
     pub fn changed(&mut self) -> Result<&BTreeSet<IpAddr>, KernelError> {
-        while !self.refresh()? {
-            self.events.wait().map_err(|failure| failure.into_error("waiting for addresses"))?;
+        let before = self.current.clone();
+        loop {
+            let again = self.refresh_in_peace()?;
+            if self.current != before {
+                return Ok(&self.current);
+            }
+            if !again {
+                self.events
+                    .wait()
+                    .map_err(|failure| failure.into_error("waiting for addresses"))?;
+            }
         }
-        Ok(&self.current)
     }
 
     fn read(&mut self) -> Result<BTreeSet<IpAddr>, KernelError> {
@@ -112,6 +150,10 @@ impl Addresses {
         };
         read_all(questions, wanted).map_err(|failure| failure.into_error("reading addresses"))
     }
+}
+
+fn restless() -> KernelError {
+    KernelError::Interrupted("reading addresses, for ten seconds".to_owned())
 }
 
 /// Whether the interface of this number is [`INTERFACE`]; one that has gone meanwhile is not.

@@ -33,16 +33,16 @@ pub(super) fn dry_run(config: &Config, kind: DryRun) -> anyhow::Result<()> {
             tables.apply(&batch).map_err(|refusals| {
                 anyhow::anyhow!("the ruleset contradicts itself: {refusals:?}")
             })?;
-            print(&render::ruleset(&tables));
-            print_servers(&engine);
+            print(&render::ruleset(&tables))?;
+            print_servers(&engine)?;
         }
         DryRun::Diff => {
             let mut kernel = NetlinkKernel::new().context("cannot read nftables")?;
             let observed = kernel.observe(engine.program()).context("cannot read our tables")?;
             let servers = observed_servers(config).context("cannot read virtual servers")?;
             let (batch, servers) = whole_batch(&mut engine, observed, servers);
-            print(&render::batch(&batch));
-            print_ops(&servers);
+            print(&render::batch(&batch))?;
+            print_ops(&servers)?;
         }
         DryRun::Kernel => {
             let mut kernel = NetlinkKernel::new().context("cannot ask nftables")?;
@@ -53,12 +53,12 @@ pub(super) fn dry_run(config: &Config, kind: DryRun) -> anyhow::Result<()> {
             print(&format!(
                 "The kernel accepts all {} operations; nothing was changed.",
                 batch.len()
-            ));
+            ))?;
             if !servers.is_empty() {
                 print(&format!(
                     "IPVS cannot check anything beforehand: {} operations on virtual servers and addresses are not tried.",
                     servers.len()
-                ));
+                ))?;
             }
         }
     }
@@ -128,17 +128,17 @@ fn observed_servers(config: &Config) -> Result<Observed, IpvsError> {
 
 /// As comments, so that all of the output is input for nft. Without the prefixes they are input for `ipvsadm -R` and
 /// `ip -batch -`.
-fn print_servers(engine: &Engine) {
-    let Some(servers) = engine.servers() else { return };
+fn print_servers(engine: &Engine) -> anyhow::Result<()> {
+    let Some(servers) = engine.servers() else { return Ok(()) };
     let (servers, addresses) = servers.believed();
     let lines = ipvs::render::servers(&servers);
     let servers = lines.lines().map(|it| format!("#ipvsadm {it}"));
     let lines = ipvs::render::addresses(addresses);
     let addresses = lines.lines().map(|it| format!("#ip {it}"));
-    servers.chain(addresses).for_each(|it| print(&it));
+    servers.chain(addresses).try_for_each(|it| print(&it))
 }
 
-fn print_ops(ops: &[Op]) {
+fn print_ops(ops: &[Op]) -> anyhow::Result<()> {
     for op in ops {
         let program = match op {
             Op::BindAddress(_) | Op::UnbindAddress(_) => "ip",
@@ -149,6 +149,7 @@ fn print_ops(ops: &[Op]) {
             | Op::SetDestination(..)
             | Op::DeleteDestination(..) => "ipvsadm",
         };
-        print(&format!("#{program} {op}"));
+        print(&format!("#{program} {op}"))?;
     }
+    Ok(())
 }

@@ -216,7 +216,8 @@ impl Pages {
     }
 
     fn statusz_page(&self) -> String {
-        let up = Timestamp::now().duration_since(self.started).as_secs();
+        // By the wall clock, as kube-proxy has it, which may have been set back meanwhile.
+        let up = Timestamp::now().duration_since(self.started).as_secs().max(0);
         format!(
             "\nkube-ferry statusz\n\nStarted: {}\nUp: {} hr {:02} min {:02} sec\nVersion: {}\nFollows: kube-proxy v{}\n\
              Paths: /configz /flagz /healthz /metrics /metrics/slis /proxyMode /statusz\n",

@@ -229,10 +229,10 @@ impl Reporter {
     pub(super) fn committed(&mut self, mut outcome: Outcome, engine: &Engine) {
         self.start_failed = false;
         let now = Timestamp::now().as_nanosecond();
-        let triggers = outcome.triggers.into_iter().filter(|(_, time)| *time > self.started);
-        for (family, time) in triggers {
-            let latency = u64::try_from(now.saturating_sub(time)).unwrap_or_default();
-            self.ports.metrics.programmed(family, Duration::from_nanos(latency));
+        for (family, time) in outcome.triggers.drain(..) {
+            if let Some(latency) = latency(time, self.started, now) {
+                self.ports.metrics.programmed(family, latency);
+            }
         }
         self.work.services.extend(&outcome.services);
         if !outcome.sweep.is_empty() {
@@ -483,4 +483,35 @@ fn count_rows(batch: &Batch) -> BTreeMap<(Family, SetName, bool), u64> {
         *rows.entry(key).or_default() += 1;
     }
     rows
+}
+
+/// How long ago something was triggered; `None` if that was before this process started, whose fault it is not then.
+///
+/// The times, in nanoseconds since the epoch, are told by different clocks, each of which may jump: what seems to lie in
+/// the future took no time.
+fn latency(trigger: i128, started: i128, now: i128) -> Option<Duration> {
+    let passed = u64::try_from(now.saturating_sub(trigger)).unwrap_or_default();
+    (trigger > started).then_some(Duration::from_nanos(passed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clocks_that_jump_give_no_impossible_latency() {
+        let check = |trigger, now, expected: Option<u64>| {
+            assert_eq!(latency(trigger, 100, now), expected.map(Duration::from_nanos));
+        };
+        check(150, 170, Some(20));
+        // The clock was set back, or the one that set the trigger is ahead.
+        check(150, 120, Some(0));
+        check(150, -5, Some(0));
+        check(i128::MAX, i128::MIN, Some(0));
+        // From before the start, or by a clock that lags behind.
+        check(100, 170, None);
+        check(i128::MIN, i128::MAX, None);
+        // Set forward by ages.
+        check(150, i128::MAX, Some(0));
+    }
 }

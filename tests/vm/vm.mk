@@ -5,7 +5,7 @@
 #   test-ipvs             the tests of the IPVS mode, in a kernel that has IPVS
 #   kernel-ipvs           only builds that kernel
 
-KERNELS ?= 6.1 6.12 newest
+KERNELS ?= 6.1 6.12 newest uml-7
 # Seconds for one kernel. All packet tests take a quarter of an hour when the machine has nothing else to do.
 KERNEL_TIMEOUT ?= 7200
 # Names of tests to run, or parts of names; all that talk to the kernel if empty.

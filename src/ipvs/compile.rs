@@ -47,7 +47,7 @@ pub struct Compiler {
     bound: BTreeSet<IpAddr>,
     /// Those of them that no virtual server needs any more.
     leaving: BTreeSet<IpAddr>,
-    /// In the kernel, where nothing of ours could be seen: to be made anew.
+    /// In the kernel, perhaps, and not to be seen, because the address is not bound: to be made anew, or to be deleted.
     hidden: BTreeSet<ServerKey>,
     missing: BTreeSet<Scheduler>,
     drains: Drains,
@@ -115,7 +115,8 @@ impl Compiler {
         let known = observed.servers.keys().all(|it| self.servers.contains_key(it));
         let by_others = bound != self.bound || !known || !self.servers.iter().all(same);
         self.bound = bound;
-        self.hidden.clear();
+        // What is at a bound address has been seen now.
+        self.hidden.retain(|it| !self.bound.contains(&it.address));
         for (key, state) in &mut self.servers {
             // One whose address somebody has unbound is not reported, and is there all the same.
             if !observed.servers.contains_key(key) && self.bound.contains(&key.address) {
@@ -147,6 +148,18 @@ impl Compiler {
             self.loose.clear();
         }
         Differences { by_others, owners: self.dirty.keys().copied().collect() }
+    }
+
+    /// It is not known what of a batch was carried out. [`Compiler::observe`] shows it, but for virtual servers whose
+    /// addresses are not bound yet.
+    pub fn uncertain(&mut self, batch: &Batch) {
+        for (_, op) in &batch.0 {
+            if let Op::AddServer(key, _) = op
+                && !self.bound.contains(&key.address)
+            {
+                self.hidden.insert(*key);
+            }
+        }
     }
 
     /// Nobody wants what nobody has staged so far.
@@ -267,6 +280,9 @@ impl Compiler {
                 deleted.insert(*key);
             }
         }
+        let unwanted = |key: &ServerKey| self.servers.get(key).is_none_or(|it| it.wanted.is_none());
+        let hidden = self.hidden.difference(&deleted).filter(|it| unwanted(it));
+        ops.extend(hidden.map(|it| (None, Op::DeleteServer(*it))));
         let free = self
             .leaving
             .iter()
@@ -356,6 +372,7 @@ impl Compiler {
                 }
             }
             Op::DeleteServer(key) | Op::DeleteDestination(key, _) => {
+                self.hidden.remove(&key);
                 self.loose.remove(&key);
                 Failure::Look
             }

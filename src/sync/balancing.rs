@@ -99,7 +99,7 @@ impl<K: Kernel> Sync<K> {
                 Ok(())
             }
             Err(failure) => {
-                self.engine.servers_lost();
+                self.engine.servers_lost(batch);
                 self.give_up_servers(&failure)
             }
         }

@@ -398,10 +398,10 @@ impl Engine {
         differs
     }
 
-    /// It is not known what IPVS holds: look again before the next batch.
-    pub fn servers_lost(&mut self) {
+    /// It is not known what of the batch IPVS has carried out: look again before the next one.
+    pub fn servers_lost(&mut self, batch: &ServerBatch) {
         if let Some(servers) = self.servers.as_mut() {
-            self.urgent.extend(servers.lost());
+            self.urgent.extend(servers.lost(batch));
         }
     }
 

@@ -86,8 +86,10 @@ impl Servers {
         self.known
     }
 
-    pub(super) fn lost(&mut self) -> Vec<ServiceId> {
+    /// It is not known what of the batch was carried out.
+    pub(super) fn lost(&mut self, batch: &Batch) -> Vec<ServiceId> {
         self.known = false;
+        self.compiler.uncertain(batch);
         self.put_back()
     }
 

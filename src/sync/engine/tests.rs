@@ -559,7 +559,7 @@ impl Host {
         match self.ipvs.commit(batch) {
             Ok(refused) => drop(self.engine.servers_changed(batch, &refused)),
             Err(_) => {
-                self.engine.servers_lost();
+                self.engine.servers_lost(batch);
                 return false;
             }
         }

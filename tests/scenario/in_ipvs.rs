@@ -9,7 +9,15 @@ use super::story::{Mode, Story};
 use crate::support::world::World;
 
 /// Stories that cannot hold in IPVS mode, and why.
-const DIFFERENCES: &[(&str, &str)] = &[];
+const DIFFERENCES: &[(&str, &str)] = &[(
+    "foreign_input_firewall",
+    "IPVS takes packets on their way to a local socket, so a firewall of the node's input sees those to cluster IPs and has \
+     to accept them",
+)];
+
+/// In nftables mode NodePorts are on the node's own addresses unless told otherwise, in other modes on all: stories are
+/// written for the former.
+const NODE_PORTS: &str = "--nodeport-addresses";
 
 pub(super) fn play(mut story: Story) {
     if let Some((name, why)) = DIFFERENCES.iter().find(|(name, _)| *name == story.name) {
@@ -17,6 +25,9 @@ pub(super) fn play(mut story: Story) {
         return;
     }
     story.mode = Mode::Ipvs;
+    if !story.flags.iter().any(|it| it.starts_with(NODE_PORTS)) {
+        story.flags.push(format!("{NODE_PORTS}=primary"));
+    }
     packets::play(&story);
 }
 

@@ -37,9 +37,9 @@ const STICKY_CONNECTIONS: usize = 16;
 /// Flows at one time. They mostly wait, but too many make silence out of a busy machine.
 const FLOWS_AT_ONCE: usize = 8;
 
-/// Cluster IP of the fence, a Service that changes with every change of a story: when it answers as it should, what
+/// Cluster IP of the fence but for its last byte, a Service that changes with every change of a story: when it answers as it should, what
 /// was written before it is in force too.
-const FENCE: [u8; 4] = [10, 96, 0, 254];
+const FENCE: [u8; 3] = [10, 96, 0];
 
 /// Runs a story; panics with the line of the file and the log of the proxy.
 pub(crate) fn play(story: &Story) {
@@ -110,7 +110,7 @@ impl<'w> Packets<'w> {
         objects.apply(
             &fence("Service"),
             json!({"spec": {
-                "clusterIPs": [IpAddr::from(FENCE), IpAddr::from(twin(FENCE.into()))],
+                "clusterIPs": self.fence_addresses(),
                 "ports": [{"name": "fence", "port": port}],
             }}),
         );
@@ -139,11 +139,22 @@ impl<'w> Packets<'w> {
         [1000 + self.changes, POD_PORTS[usize::from(self.changes) % POD_PORTS.len()]]
     }
 
+    /// In IPVS mode a new one with every change: that an address is there is what comes last.
+    fn fence_addresses(&self) -> [IpAddr; 2] {
+        let last = match self.mode {
+            Mode::Nftables => 254,
+            Mode::Ipvs => 150 + u8::try_from(self.changes % 100).unwrap_or_default(),
+        };
+        let [a, b, c] = FENCE;
+        let address = [a, b, c, last].into();
+        [IpAddr::V4(address), twin(address).into()]
+    }
+
     fn wait_for_fence(&self) -> Result<(), String> {
         let client = Actor::find("client").ok_or("no client")?;
         let [port, target] = self.fence_ports();
         let log = || self.proxy.as_ref().map(Proxy::log).unwrap_or_default();
-        for address in [IpAddr::from(FENCE), IpAddr::from(twin(FENCE.into()))] {
+        for address in self.fence_addresses() {
             let to = SocketAddr::new(address, port);
             let passed = poll(LONG, || {
                 let source = client.address(address);

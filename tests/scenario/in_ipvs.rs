@@ -5,15 +5,21 @@
 use std::net::IpAddr;
 
 use super::packets;
-use super::story::{Mode, Story};
+use super::story::{Mode, Step, Story};
 use crate::support::world::World;
 
 /// Stories that cannot hold in IPVS mode, and why.
-const DIFFERENCES: &[(&str, &str)] = &[(
-    "foreign_input_firewall",
-    "IPVS takes packets on their way to a local socket, so a firewall of the node's input sees those to cluster IPs and has \
-     to accept them",
-)];
+const DIFFERENCES: &[(&str, &str)] = &[
+    (
+        "foreign_input_firewall",
+        "IPVS takes packets on their way to a local socket, so a firewall of the node's input sees those to cluster IPs and \
+         has to accept them",
+    ),
+    (
+        "session_affinity_times_out",
+        "IPVS remembers a client as long as connections of it are in TIME_WAIT, two minutes beyond the timeout",
+    ),
+];
 
 /// In nftables mode NodePorts are on the node's own addresses unless told otherwise, in other modes on all: stories are
 /// written for the former.
@@ -25,7 +31,11 @@ pub(super) fn play(mut story: Story) {
         return;
     }
     story.mode = Mode::Ipvs;
-    if !story.flags.iter().any(|it| it.starts_with(NODE_PORTS)) {
+    let mut flags = story.flags.iter().chain(story.steps.iter().flat_map(|it| match &it.what {
+        Step::Upgrade(flags) => flags.as_slice(),
+        _ => &[],
+    }));
+    if !flags.any(|it| it.starts_with(NODE_PORTS)) {
         story.flags.push(format!("{NODE_PORTS}=primary"));
     }
     packets::play(&story);

@@ -26,12 +26,15 @@ NEEDED_BY_IPVS := ipvsadm:ipvsadm ipset:ipset make:make flex:flex bison:bison bc
 	cpio:cpio xz:xz-utils taskset:util-linux
 # Names of tests to run, or parts of names.
 IPVS_TESTS ?= ipvs::
+# Those that set what counts for the whole machine, so nothing else may run beside them.
+OWN_KERNEL_TESTS ?= conntrack_full::
 # Seconds, the boot of half a second included.
 IPVS_TIMEOUT ?= 900
 
 # They are marked as ignored, because most machines' own kernels have no IPVS.
 test-ipvs: vm-test-binary kernel-ipvs
 	tests/vm/parts ipvs $(IPVS_TIMEOUT) "$$(cat target/vm/test-binary)" $(IPVS_TESTS)
+	tests/vm/run --kernel ipvs --timeout $(IPVS_TIMEOUT) -- "$$(cat target/vm/test-binary)" --include-ignored $(OWN_KERNEL_TESTS)
 
 kernel-ipvs:
 	$(call install,$(NEEDED_BY_IPVS))

@@ -42,6 +42,8 @@ impl Balancing {
     fn looked(&mut self, began: Instant) {
         let rest = (began.elapsed() * COMPARE_REST).max(self.sync_period);
         self.compare_at = now().checked_add(rest);
+        // What drained before a restart needs no operation, and has to be counted all the same.
+        self.count_at.get_or_insert(began + COUNT_EVERY);
     }
 
     /// What there is. The interface is made if it is missing, or taken over if it is kube-proxy's.

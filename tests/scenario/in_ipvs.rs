@@ -6,6 +6,7 @@ use std::net::IpAddr;
 
 use super::packets;
 use super::story::{Mode, Step, Story};
+use crate::support::patience::{LONG, poll};
 use crate::support::world::World;
 
 /// Stories that cannot hold in IPVS mode, and why.
@@ -69,4 +70,55 @@ pub(super) fn differences(before: &[String], after: &[String]) -> Vec<String> {
     let gone = before.iter().filter(|it| !after.contains(it)).map(|it| format!("- {it}"));
     let come = after.iter().filter(|it| !before.contains(it)).map(|it| format!("+ {it}"));
     gone.chain(come).collect()
+}
+
+/// Connections of every kind go on and new ones are answered while the mode changes, and changes back.
+const SWITCHING: &str = "\
+flags --nodeport-addresses=primary --ipvs-drain-timeout=5s
+
+apply Service default/web
+  spec:
+    type: LoadBalancer
+    clusterIPs: [10.96.0.10, \"fd00:10:96::10\"]
+    ports: [{name: http, port: 80, nodePort: 30080}, {name: dns, port: 53, protocol: UDP, nodePort: 30053}]
+  status: {loadBalancer: {ingress: [{ip: 198.51.100.7}, {ip: \"2001:db8:100::7\"}]}}
+endpoints default/web http=8080/tcp dns=5353/udp
+  pod-1b
+  pod-2a
+flow client -> 10.96.0.10:80/tcp = pod-1b pod-2a, source kept
+traffic tcp: client -> 10.96.0.10:80/tcp = pod-1b pod-2a
+traffic udp: client -> 10.96.0.10:53/udp = pod-1b pod-2a
+traffic outside: outside -> 198.51.100.7:80/tcp = pod-1b pod-2a
+traffic node: node-1 -> 192.0.2.1:30080/tcp = pod-1b pod-2a
+
+upgrade --proxy-mode=ipvs
+flow client -> 10.96.0.10:80/tcp = pod-1b pod-2a, source kept
+flow outside -> 198.51.100.7:80/tcp = pod-1b pod-2a, masquerade
+flow client -> 10.96.0.10:81/tcp = reject
+traffic meanwhile: client -> 10.96.0.10:80/tcp = pod-1b pod-2a
+
+upgrade --proxy-mode=nftables
+flow client -> 10.96.0.10:80/tcp = pod-1b pod-2a, source kept
+flow outside -> 198.51.100.7:80/tcp = pod-1b pod-2a, masquerade
+flow client -> 10.96.0.10:81/tcp = reject
+
+unharmed tcp
+unharmed udp
+unharmed outside
+unharmed node
+unharmed meanwhile
+";
+
+#[test]
+#[ignore = "needs a kernel with IPVS: make test-ipvs"]
+fn the_mode_changes_both_ways_under_traffic() {
+    let story = Story::parse("the_mode_changes", SWITCHING).unwrap();
+    packets::play_and_look(&story, |world| {
+        poll(LONG, || {
+            let left = world.node().command("ip", &["-o", "link"], "")
+                + &world.node().command("ipvsadm", &["-S", "-n"], "");
+            let gone = !left.contains("kube-ipvs0") && !left.contains("-A ");
+            gone.then_some(()).ok_or(format!("left behind:\n{left}"))
+        })
+    });
 }

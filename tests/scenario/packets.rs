@@ -43,10 +43,15 @@ const FENCE: [u8; 3] = [10, 96, 0];
 
 /// Runs a story; panics with the line of the file and the log of the proxy.
 pub(crate) fn play(story: &Story) {
+    play_and_look(story, |_| Ok(()));
+}
+
+/// As [`play`], with a look at the world at the end, while the proxy still runs.
+pub(super) fn play_and_look(story: &Story, look: impl FnOnce(&World) -> Result<(), String>) {
     let mut world = World::new();
     world.listen_behind(&destinations(story));
     let mut packets = Packets::new(&world, story);
-    if let Err(why) = run(story, &mut packets) {
+    if let Err(why) = run(story, &mut packets).and_then(|()| look(&world)) {
         panic!("tests/scenarios/{}.txt:{why}", story.name.replace('_', "-"));
     }
 }

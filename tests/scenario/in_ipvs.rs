@@ -2,6 +2,7 @@
 //!
 //! Not all of a story is the same there; [`DIFFERENCES`] says what and why, and nothing else may differ.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::packets;
@@ -55,14 +56,35 @@ pub(super) fn remembers(world: &World, client: IpAddr) -> bool {
     listing.lines().any(template)
 }
 
-/// Virtual servers, their destinations and their addresses, each on a line of its own, in order.
+/// Virtual servers, their destinations and their addresses, each on a line of its own, in order. What drains is left out:
+/// it goes when its time has come, whoever is at work.
 pub(super) fn virtual_servers(world: &World) -> Vec<String> {
     let node = world.node();
-    let mut all = node.command("ipvsadm", &["-S", "-n"], "");
-    all += &node.command("ip", &["-o", "address", "show", "dev", "kube-ipvs0"], "");
-    let mut lines: Vec<String> = all.lines().map(|it| it.trim().to_owned()).collect();
-    lines.sort();
-    lines
+    let saved = node.command("ipvsadm", &["-S", "-n"], "");
+    let serving: Vec<&str> =
+        saved.lines().filter(|it| it.starts_with("-a") && weight(it) > 0).collect();
+    let servers: BTreeSet<&str> = serving.iter().filter_map(|it| server(it)).collect();
+    let heads = saved.lines().filter(|it| it.starts_with("-A"));
+    let heads = heads.filter(|it| server(it).is_some_and(|it| servers.contains(it)));
+    let bound = node.command("ip", &["-o", "address", "show", "dev", "kube-ipvs0"], "");
+    let hosts: BTreeSet<&str> =
+        servers.iter().filter_map(|it| it.rsplit_once(':')).map(|it| it.0).collect();
+    let bound = bound.lines().filter(|line| {
+        let address = line.split_whitespace().nth(3).and_then(|it| it.split('/').next());
+        address.is_some_and(|it| hosts.contains(it) || hosts.contains(format!("[{it}]").as_str()))
+    });
+    let lines: BTreeSet<String> =
+        serving.iter().copied().chain(heads).chain(bound).map(|it| it.trim().to_owned()).collect();
+    lines.into_iter().collect()
+}
+
+/// `-a -t 10.96.0.10:80 -r 10.244.1.11:8080 -m -w 1`: address and port of the virtual server, and the weight.
+fn server(line: &str) -> Option<&str> {
+    line.split_whitespace().nth(2)
+}
+
+fn weight(line: &str) -> u32 {
+    line.trim().rsplit(' ').next().and_then(|it| it.parse().ok()).unwrap_or_default()
 }
 
 /// Lines that came and lines that went.

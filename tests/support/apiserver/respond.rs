@@ -15,7 +15,7 @@ use serde_json::json;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
-use super::store::{Key, line};
+use super::store::{Key, Unknown, line};
 use super::{Ask, Fault, On, Request, Shared};
 
 type Body = UnsyncBoxBody<Bytes, io::Error>;
@@ -204,23 +204,19 @@ async fn follow(
     let mut bookmark = Instant::now() + bookmark_every;
     loop {
         changed.mark_unchanged();
-        // A watch from version 0 may begin anywhere, as far as the API's promises go.
-        let (oldest, newest) = {
-            let store = shared.store.lock().unwrap();
-            (store.oldest, store.version)
-        };
-        if version < oldest {
-            let text = status_json(410, "too old resource version");
-            return lines.send(line("ERROR", text.as_bytes())).await;
-        }
-        if version > newest {
-            let text = status_json(504, "Timeout: Too large resource version");
-            return lines.send(line("ERROR", text.as_bytes())).await;
-        }
         loop {
-            let (found, reached) = {
+            // Whether the version is still known and what came after it are seen in one moment: a compaction in between
+            // would swallow events.
+            let found = {
                 let store = shared.store.lock().unwrap();
                 store.since(version, plural, selectors(query), 1_000)
+            };
+            let (found, reached) = match found {
+                Ok(found) => found,
+                Err(Unknown { code, message }) => {
+                    let text = status_json(code, message);
+                    return lines.send(line("ERROR", text.as_bytes())).await;
+                }
             };
             for line in found {
                 lines.send(line).await?;

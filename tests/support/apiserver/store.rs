@@ -34,6 +34,12 @@ pub(super) struct Event {
     after: Option<Arc<Object>>,
 }
 
+/// The history does not hold the version that a watch is at: the status that says so.
+pub(super) struct Unknown {
+    pub(super) code: u16,
+    pub(super) message: &'static str,
+}
+
 impl Store {
     pub(super) fn put(&mut self, mut object: Value) -> u64 {
         let plural = plural(&object);
@@ -117,7 +123,13 @@ impl Store {
         plural: &str,
         (labels, fields): (&str, &str),
         limit: usize,
-    ) -> (Vec<Bytes>, u64) {
+    ) -> Result<(Vec<Bytes>, u64), Unknown> {
+        if version < self.oldest {
+            return Err(Unknown { code: 410, message: "too old resource version" });
+        }
+        if version > self.version {
+            return Err(Unknown { code: 504, message: "Timeout: Too large resource version" });
+        }
         let start = self.history.partition_point(|it| it.version <= version);
         let events = &self.history[start..self.history.len().min(start + limit)];
         let lines = events
@@ -125,7 +137,7 @@ impl Store {
             .filter(|it| it.plural == plural)
             .filter_map(|it| it.line(labels, fields))
             .collect();
-        (lines, events.last().map_or(version, |it| it.version))
+        Ok((lines, events.last().map_or(version, |it| it.version)))
     }
 }
 

@@ -1,7 +1,5 @@
 //! SIGKILL at any moment: at the start, between two transactions of it, and while changes are written.
 
-#![expect(clippy::disallowed_methods, reason = "the moment of death is chosen by the clock")]
-
 use std::thread::sleep;
 use std::time::Duration;
 

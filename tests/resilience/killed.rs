@@ -49,6 +49,7 @@ fn a_process_that_is_killed_at_any_moment_leaves_nothing_that_its_successor_does
         }
         traffic.go_on(2);
     }
+    println!("{early} early deaths, {late} late ones");
     assert!(early >= 3 && late >= 3, "{early} early deaths, {late} late ones: no fair choice");
     let _last = node.proxy("last", &[]);
     let fresh = node.copy();

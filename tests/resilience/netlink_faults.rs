@@ -188,7 +188,8 @@ fn one_bad_service(set: impl Fn(&mut super::faulty::Weather, Option<[u8; 4]>)) {
     assert_eq!(log.matches("service=ns/").count(), log.matches(&told).count(), "{log}");
     // Halving finds one of some thousand in a dozen steps, and the others are written on the way.
     let batches = running.faulty.weather().batches;
-    assert!(batches < 60, "{batches} batches; {log}");
+    // Each further attempt on a slow machine adds some; one batch for each Service would be more than a thousand.
+    assert!(batches < 300, "{batches} batches; {log}");
     // It is tried again, without any change.
     set(&mut running.faulty.weather(), None);
     running.settled(&node, BAD);

@@ -182,9 +182,8 @@ pub(super) fn read_any(bytes: &[u8]) {
             let _ = new.request("nat", &info);
             let _ = new.counters("nat", &[]);
             assert!(new.bytes.len() <= entries.len() && new.kept.len() <= info.count);
-            // What stays is a table, as it was before.
-            let again = table::Table::parse(family, &new.info, new.bytes);
-            assert!(again.is_ok_and(|it| it.chains().rules.len() <= found.rules.len()));
+            // What stays is a table again.
+            assert!(table::Table::parse(family, &new.info, new.bytes).is_ok());
         }
     }
 }

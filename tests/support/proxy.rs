@@ -24,6 +24,10 @@ const METRICS: &str = "127.0.0.1:10249";
 /// How long a connection may take to be made; ten times that is for the answer.
 const ATTEMPT: Duration = Duration::from_millis(500);
 
+/// How long a process may take to be gone: the kernel takes its netlink sockets apart, and waits for whatever else it has to
+/// do on a busy machine. A killed process was seen to need a minute.
+const END: Duration = Duration::from_secs(300);
+
 /// A proxy that is killed with this value; its log is shown if that happens in a panic.
 pub(crate) struct Proxy<'w> {
     namespace: &'w Namespace,
@@ -87,7 +91,7 @@ impl<'w> Proxy<'w> {
     pub(crate) fn stop(&mut self, signal: Signal) -> ExitStatus {
         let mut child = self.child.take().expect("the proxy runs");
         kill_process(Pid::from_child(&child), signal).unwrap();
-        let ended = poll(LONG, || child.try_wait().unwrap().ok_or("still running".to_owned()));
+        let ended = poll(END, || child.try_wait().unwrap().ok_or("still running".to_owned()));
         ended.unwrap_or_else(|why| {
             let _ = child.kill();
             panic!("the proxy ignores {signal:?}: {why}\n{}", self.log())
@@ -113,7 +117,7 @@ impl<'w> Proxy<'w> {
     /// Waits until the process ends by itself.
     pub(crate) fn ended(&mut self) -> ExitStatus {
         let mut child = self.child.take().expect("the proxy runs");
-        let ended = poll(LONG, || child.try_wait().unwrap().ok_or("still running".to_owned()));
+        let ended = poll(END, || child.try_wait().unwrap().ok_or("still running".to_owned()));
         ended.unwrap_or_else(|why| {
             let _ = child.kill();
             panic!("{why}\n{}", self.log())

@@ -380,8 +380,8 @@ impl Reporter {
         self.ports.metrics.conflicts(present);
         for conflict in conflicts.began {
             let note = format!(
-                "Port {} is not served on {}/{}: the older Service {} claims it. Give one of them another address or \
-                 port.",
+                "Port {} is not served on {}/{}: Service {} has it (the older one, or the one whose cluster IP it is). \
+                 Give one of them another address or port.",
                 port_of(&conflict),
                 place(&conflict.at),
                 conflict.protocol,

@@ -140,6 +140,7 @@ impl<K: Kernel> Sync<K> {
                 Received::Changes(_) => self.take(&mut changes),
             }
             self.take_settings();
+            self.reporter.doubt(self.engine.doubt());
             if !self.has_turn() {
                 continue;
             }

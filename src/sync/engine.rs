@@ -48,6 +48,8 @@ const ENFILE: i32 = 23;
 pub struct Engine {
     settings: Settings,
     program: Program,
+    /// What the settings and the own Node leave open, see [`Settings::doubt`].
+    doubt: Option<&'static str>,
     cluster: Cluster,
     forwarder: Forwarder,
     /// `None`: what the kernel holds is not known, look first.
@@ -120,6 +122,7 @@ impl Engine {
         let forwarder = Forwarder::new(crate::forward::Settings { node_ip: settings.node_ip });
         Engine {
             program: settings.program(cluster.node()),
+            doubt: settings.doubt(cluster.node()),
             servers: settings
                 .ipvs
                 .as_ref()
@@ -187,6 +190,7 @@ impl Engine {
 
     /// The own Node's pod CIDRs or addresses may call for other rules; those are written by comparing everything.
     fn set_program(&mut self) {
+        self.doubt = self.settings.doubt(self.cluster.node());
         let program = self.settings.program(self.cluster.node());
         if self.program != program {
             self.program = program;
@@ -197,6 +201,11 @@ impl Engine {
     /// Nothing may be written before every watch has delivered its first list.
     pub fn is_ready(&self) -> bool {
         self.cluster.is_complete()
+    }
+
+    /// What keeps local Pods, or endpoints on this node, from being told from others; known once everything is listed.
+    pub fn doubt(&self) -> Option<&'static str> {
+        self.doubt.filter(|_| self.is_ready())
     }
 
     /// There is something to write, or to look at.
@@ -560,13 +569,13 @@ impl Engine {
         self.refused.len()
     }
 
-    /// All health check node ports, as the committed batches left them.
+    /// All health check node ports, as the committed batches left them; none of a family that the host lacks.
     pub fn health_checks(&self) -> HealthChecks {
         let mut wanted = Vec::new();
         for (service, check) in self.results.health_checks() {
             let known = self.cluster.id(service).and_then(|it| self.cluster.service(it));
             let uid = known.and_then(|it| it.uid);
-            for family in Family::ALL {
+            for &family in &self.program.families {
                 let Some(local) = check.local(family) else { continue };
                 let local_endpoints = usize::try_from(local).unwrap_or(usize::MAX);
                 wanted.push(HealthCheck {

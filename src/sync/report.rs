@@ -68,6 +68,8 @@ pub(super) struct Reporter {
     work: Work,
     /// EndpointSlice events that no sync has taken up yet.
     slices_pending: usize,
+    /// What was told last of what the own Node leaves open.
+    doubt: Option<&'static str>,
     /// When the rooms' memory was last looked at.
     weighed: Option<Instant>,
     /// Nanoseconds since the epoch. Causes from before are not ours to answer for (reference 9).
@@ -103,6 +105,7 @@ impl Reporter {
             families: Vec::new(),
             work: Work::default(),
             slices_pending: 0,
+            doubt: None,
             weighed: None,
             started,
         }
@@ -168,6 +171,14 @@ impl Reporter {
             self.ports.health.node(node);
             self.node = Some(node.clone());
         }
+    }
+
+    /// What keeps the proxy from doing what it is asked to, if anything; told when it begins.
+    pub(super) fn doubt(&mut self, doubt: Option<&'static str>) {
+        if let Some(why) = doubt.filter(|_| self.doubt != doubt) {
+            warn!("{why}");
+        }
+        self.doubt = doubt;
     }
 
     /// There is something to write.
@@ -242,17 +253,21 @@ impl Reporter {
         if outcome.health_checks_changed {
             self.ports.health_checks.send_replace(engine.health_checks());
         }
-        if outcome.lacking_local_changed {
+        // Before the first complete sync: zero is a figure, too.
+        if outcome.lacking_local_changed || !self.ready {
             self.lacking_local(engine.lacking_local());
         }
     }
 
     fn lacking_local(&self, lacking: Lacking) {
-        let metrics = &self.ports.metrics;
-        metrics.no_local_endpoints(Family::V4, PolicyKind::Internal, lacking.internal_v4);
-        metrics.no_local_endpoints(Family::V6, PolicyKind::Internal, lacking.internal_v6);
-        metrics.no_local_endpoints(Family::V4, PolicyKind::External, lacking.external_v4);
-        metrics.no_local_endpoints(Family::V6, PolicyKind::External, lacking.external_v6);
+        for &family in &self.families {
+            let (internal, external) = match family {
+                Family::V4 => (lacking.internal_v4, lacking.external_v4),
+                Family::V6 => (lacking.internal_v6, lacking.external_v6),
+            };
+            self.ports.metrics.no_local_endpoints(family, PolicyKind::Internal, internal);
+            self.ports.metrics.no_local_endpoints(family, PolicyKind::External, external);
+        }
     }
 
     /// Everything is written.
@@ -365,8 +380,8 @@ impl Reporter {
         self.ports.metrics.conflicts(present);
         for conflict in conflicts.began {
             let note = format!(
-                "Port {} is not served on {}/{}: the older Service {} claims it. Give one of them another address or \
-                 port.",
+                "Port {} is not served on {}/{}: Service {} has it (the older one, or the one whose cluster IP it is). \
+                 Give one of them another address or port.",
                 port_of(&conflict),
                 place(&conflict.at),
                 conflict.protocol,

@@ -39,10 +39,11 @@ pub(super) fn play(mut story: Story) {
         return;
     }
     story.mode = Mode::Ipvs;
-    let mut flags =
-        story.flags.iter().chain(story.steps.iter().flat_map(|it| {
-            if let Step::Upgrade(flags) = &it.what { flags.as_slice() } else { &[] }
-        }));
+    let upgrades = story
+        .steps
+        .iter()
+        .flat_map(|it| if let Step::Upgrade(flags) = &it.what { flags.as_slice() } else { &[] });
+    let mut flags = story.flags.iter().chain(upgrades);
     if !flags.any(|it| it.starts_with(NODE_PORTS)) {
         story.flags.push(format!("{NODE_PORTS}=primary"));
     }

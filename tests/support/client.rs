@@ -19,8 +19,9 @@ use super::sctp;
 /// first retransmission of TCP (1 s).
 pub(crate) const SILENCE: Duration = Duration::from_millis(300);
 
-/// How long an answer may take that is expected: a retransmission or two on a busy machine is no defect.
-pub(crate) const ANSWER: Duration = Duration::from_secs(4);
+/// How long an answer may take that is expected: a retransmission or two on a busy machine is no defect, nor is a
+/// standstill of some seconds. What is lost for good is never answered.
+pub(crate) const ANSWER: Duration = Duration::from_secs(20);
 
 /// What became of a connection attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]

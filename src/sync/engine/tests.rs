@@ -288,6 +288,22 @@ fn a_service_that_goes_while_the_kernel_is_not_known_leaves_nothing() {
     assert_eq!(host.kernel.tables.rows(Family::V4, SetName::Endpoints).count(), 0);
 }
 
+/// A listener of a family that the host lacks could not be opened, and would answer for rules that are not there.
+#[test]
+fn health_check_node_ports_are_of_the_hosts_families() {
+    let v4_only = Settings { families: vec![Family::V4], ..settings(0) };
+    for (settings, expected) in [(settings(0), &Family::ALL[..]), (v4_only, &[Family::V4])] {
+        let mut host = Host::started_with(settings);
+        let mut both = service("ns/a", "10.96.0.1");
+        both.v6 = service("ns/a", "fd00::1").v6;
+        both.health_check_node_port = Some(sample::port(30_000));
+        host.engine.apply(Change::ServiceApplied(both));
+        host.settle();
+        let wanted = host.engine.health_checks().wanted;
+        assert_eq!(wanted.iter().map(|it| it.family).collect::<Vec<_>>(), expected);
+    }
+}
+
 #[test]
 fn trigger_times_are_told_once_and_only_when_the_kernel_has_what_they_caused() {
     let mut host = Host::started();
@@ -421,10 +437,7 @@ fn check_rolling(affinity: Option<u32>, operations: usize, sets: &[SetName]) {
             let most =
                 if come == gone && generation == 2 { operations * 3 / 2 } else { operations };
             assert!(written.len() <= most, "{} operations", written.len());
-            let only = |op: &Op| match op {
-                Op::AddElement { set, .. } | Op::DeleteElement { set, .. } => sets.contains(set),
-                _ => false,
-            };
+            let only = |op: &Op| matches!(op, Op::AddElement { set, .. } | Op::DeleteElement { set, .. } if sets.contains(set));
             assert!(written.0.iter().all(only), "{}", render::batch(&written));
         }
     }

@@ -16,8 +16,11 @@ use crate::sync::engine::Engine;
 use crate::sync::facts::Settings;
 use crate::watch::outside as watch;
 
+/// What takes bytes from outside.
+type Target = fn(&[u8]);
+
 /// Every target, by the name that `fuzz/` has for it.
-pub const TARGETS: [(&str, fn(&[u8])); 8] = [
+pub const TARGETS: [(&str, Target); 8] = [
     ("messages", kernel::messages),
     ("tables", |bytes| kernel::tables(&program(), bytes)),
     ("legacy", kernel::legacy_table),

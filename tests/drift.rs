@@ -4,6 +4,8 @@
 
 use std::fs::write;
 
+use rustix::process::Signal;
+
 use crate::support::namespace::{Namespace, create};
 use crate::support::patience::{LONG, poll};
 use crate::support::proxy::Proxy;
@@ -61,8 +63,11 @@ fn check(destructions: &[&str]) {
     let wanted = tables(&host);
     assert!(wanted.contains("10.1.0.2 . 8080"), "{wanted}");
     for destruction in destructions {
+        // It would be at work before anybody has looked.
+        proxy.signal(Signal::STOP);
         host.command("nft", &["-f", "-"], destruction);
         assert_ne!(tables(&host), wanted, "{destruction} destroys nothing, so nothing is shown");
+        proxy.signal(Signal::CONT);
         let repaired =
             poll(LONG, || (tables(&host) == wanted).then_some(()).ok_or("still".to_owned()));
         repaired.unwrap_or_else(|why| panic!("{destruction}: {why}\n{}", proxy.log()));

@@ -437,10 +437,7 @@ fn check_rolling(affinity: Option<u32>, operations: usize, sets: &[SetName]) {
             let most =
                 if come == gone && generation == 2 { operations * 3 / 2 } else { operations };
             assert!(written.len() <= most, "{} operations", written.len());
-            let only = |op: &Op| match op {
-                Op::AddElement { set, .. } | Op::DeleteElement { set, .. } => sets.contains(set),
-                _ => false,
-            };
+            let only = |op: &Op| matches!(op, Op::AddElement { set, .. } | Op::DeleteElement { set, .. } if sets.contains(set));
             assert!(written.0.iter().all(only), "{}", render::batch(&written));
         }
     }

@@ -175,10 +175,11 @@ impl Reporter {
 
     /// What keeps the proxy from doing what it is asked to, if anything; told when it begins.
     pub(super) fn doubt(&mut self, doubt: Option<&'static str>) {
-        if let Some(why) = doubt.filter(|_| self.doubt != doubt) {
-            warn!("{why}");
+        match std::mem::replace(&mut self.doubt, doubt) {
+            before if before == doubt => (),
+            Some(before) if doubt.is_none() => info!(before, "no longer so"),
+            _ => doubt.into_iter().for_each(|why| warn!("{why}")),
         }
-        self.doubt = doubt;
     }
 
     /// There is something to write.

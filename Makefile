@@ -21,7 +21,7 @@ install = @missing=(); \
 .PHONY: soak test laws demo bench docs
 
 # Laws are tried on the same random cases every time, so that what fails is what has changed; `make laws` tries others.
-test: export PROPTEST_RNG_SEED := 1
+test test-ipvs: export PROPTEST_RNG_SEED := 1
 test:
 	$(call install,$(NEEDED))
 	$(MAKE) --no-print-directory kubectl

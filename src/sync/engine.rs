@@ -14,7 +14,9 @@ use super::report::HealthChecks;
 use super::results::{Lacking, Outcome, Results};
 use crate::forward::{Conflict, Forwarder};
 use crate::ipvs::compile::Compiler as ServerCompiler;
-use crate::ipvs::schema::{Batch as ServerBatch, Observed, ServerKey};
+use crate::ipvs::schema::{
+    Batch as ServerBatch, Observed, ObservedDestinations, Outline, ServerKey,
+};
 use crate::kernel::{ObservedConnections, Refused, Rejection};
 use crate::model::{Change, Cluster, Family, ServiceId, Touched};
 use crate::nft::compile::{Compiler, Limit, RowCounts};
@@ -404,6 +406,27 @@ impl Engine {
     pub fn servers_observed(&mut self, observed: Observed) -> bool {
         let Some(servers) = self.servers.as_mut() else { return false };
         let (differs, services) = servers.observed(observed);
+        self.urgent.extend(services);
+        differs
+    }
+
+    /// Begins a comparison of what IPVS holds with what it is believed to hold, piece by piece. Whether they differ.
+    pub fn servers_outlined(&mut self, outline: Outline) -> bool {
+        let Some(servers) = self.servers.as_mut() else { return false };
+        let (differs, services) = servers.outlined(outline);
+        self.urgent.extend(services);
+        differs
+    }
+
+    /// The next virtual servers to read for that comparison; none: it has ended.
+    pub fn uncompared_servers(&self, most: usize) -> Vec<ServerKey> {
+        self.servers.as_ref().map(|it| it.compiler().uncompared(most)).unwrap_or_default()
+    }
+
+    /// Their destinations. Whether they differ.
+    pub fn servers_compared(&mut self, seen: BTreeMap<ServerKey, ObservedDestinations>) -> bool {
+        let Some(servers) = self.servers.as_mut() else { return false };
+        let (differs, services) = servers.compared(seen);
         self.urgent.extend(services);
         differs
     }

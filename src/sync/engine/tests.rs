@@ -20,6 +20,7 @@ use crate::sync::facts::VirtualServers;
 const RESOURCES: [Resource; 4] =
     [Resource::Service, Resource::EndpointSlice, Resource::Node, Resource::ServiceCidr];
 
+mod comparison;
 mod damage;
 mod servers;
 
@@ -62,6 +63,7 @@ proptest! {
                 Event::FailServers(nth, failure) => host.ipvs.fail_commit(nth, failure),
                 Event::RefuseServers(owner) => host.ipvs.refuse_owner(Owner(owner), ENOMEM),
                 Event::Compare => drop(host.engine.servers_observed(host.ipvs.observe().unwrap())),
+                Event::Piece => drop(host.compare_piece()),
                 Event::Drained => host.drain(),
             }
         }
@@ -114,6 +116,8 @@ enum Event {
     RefuseServers(u32),
     /// Virtual servers are compared with what is believed.
     Compare,
+    /// The next piece of such a comparison.
+    Piece,
     /// Nobody has connections any more.
     Drained,
 }
@@ -143,6 +147,7 @@ fn event() -> impl Strategy<Value = Event> {
         1 => (1..4_usize, server_failure()).prop_map(|(nth, it)| Event::FailServers(nth, it)),
         1 => (0..4_u32).prop_map(Event::RefuseServers),
         1 => Just(Event::Compare),
+        3 => Just(Event::Piece),
         1 => Just(Event::Drained),
     ]
 }

@@ -305,15 +305,14 @@ impl Reporter {
         self.fill(&work, engine);
         self.weigh(engine);
         if work.operations > 0 {
-            info!(
-                trigger = if work.full { "full" } else { "changes" },
-                events = work.events,
-                services = work.services.len(),
-                operations = work.operations,
-                batches = work.batches,
-                ?took,
-                "synced"
-            );
+            let (events, services) = (work.events, work.services.len());
+            let (operations, batches) = (work.operations, work.batches);
+            if work.full {
+                info!(trigger = "full", events, services, operations, batches, ?took, "synced");
+            } else {
+                // Hundreds a second in a busy cluster, each of which costs as much as to compute what it tells of.
+                debug!(trigger = "changes", events, services, operations, batches, ?took, "synced");
+            }
         } else if work.verifying {
             debug!(?took, "others changed tables, not ours");
         } else if work.full {

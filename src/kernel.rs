@@ -19,6 +19,7 @@ use std::collections::BTreeMap;
 
 use crate::model::Family;
 use crate::nft::schema::{Batch, ObservedTable, Owner, TABLE};
+use crate::nft::shape::TableShape;
 use crate::nft::skeleton::Program;
 
 pub use address::Addresses;
@@ -36,6 +37,9 @@ pub trait Kernel {
         &mut self,
         program: &Program,
     ) -> Result<BTreeMap<Family, ObservedTable>, KernelError>;
+
+    /// Reads our tables but for rules and rows: what it costs does not grow with the number of Services.
+    fn survey(&mut self, program: &Program) -> Result<BTreeMap<Family, TableShape>, KernelError>;
 
     /// Carries out the batch: all of it or nothing.
     fn commit(&mut self, batch: &Batch) -> Result<(), KernelError>;

@@ -247,7 +247,7 @@ impl Compiler {
                 ops.push((Some(owner), op));
             }
             let unbound = !self.bound.contains(&key.address) && led_to(key.address);
-            if unbound && addresses.insert(key.address) {
+            if unbound && addresses.insert((owner, key.address)) {
                 ops.push((Some(owner), Op::BindAddress(key.address)));
             }
         }
@@ -261,7 +261,8 @@ impl Compiler {
         let mut done = BTreeSet::new();
         for (owner, key, state) in self.staged(owners) {
             let bind = state.wanted.is_some() && !self.bound.contains(&key.address);
-            if bind && addresses.insert(key.address) {
+            // Once for each owner: if it is refused, all of them wait for it. What is bound is bound again in vain.
+            if bind && addresses.insert((owner, key.address)) {
                 ops.push((Some(owner), Op::BindAddress(key.address)));
             }
             if state.dismiss(key, self.bound.contains(&key.address), Some(owner), &mut ops) {

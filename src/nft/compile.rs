@@ -16,6 +16,7 @@ use crate::forward::ServiceForwarding;
 use crate::model::Family;
 use change::Undo;
 use groups::Groups;
+use intact::Leads;
 use pending::Pending;
 use plan::{Planner, Unclaimed};
 use programmed::{Claim, Services};
@@ -25,6 +26,7 @@ use table::TableState;
 mod change;
 mod counts;
 mod groups;
+mod intact;
 mod pending;
 mod plan;
 mod programmed;
@@ -57,6 +59,7 @@ pub struct Compiler {
     /// Whether `unclaimed` has been dealt with.
     pruned: bool,
     counts: RowCounts,
+    leads: Leads,
     pending: Pending,
     undo: Vec<Undo>,
     limits: Vec<Limit>,
@@ -87,6 +90,7 @@ impl Compiler {
             unclaimed: Unclaimed::new(),
             pruned: false,
             counts: RowCounts::default(),
+            leads: Leads::default(),
             pending: Pending::default(),
             undo: Vec::new(),
             limits: Vec::new(),
@@ -211,6 +215,9 @@ impl Compiler {
         for (id, growth) in self.pending.growth() {
             self.counts.grow(id.family, id.set, growth);
         }
+        for (id, value, by) in self.pending.values() {
+            self.leads.count(id.family, &value, by);
+        }
         self.doomed.clear();
         self.pending.clear();
         self.undo = Vec::new();
@@ -263,6 +270,7 @@ impl Compiler {
             }
             if !rebuild {
                 self.counts.grow(family, set, 1);
+                self.leads.count(family, &value, 1);
             }
             self.unclaimed.insert(RowId { family, set, key }, value);
         }

@@ -19,6 +19,7 @@ use crate::kernel::{ObservedConnections, Refused, Rejection};
 use crate::model::{Change, Cluster, Family, ServiceId, Touched};
 use crate::nft::compile::{Compiler, Limit, RowCounts};
 use crate::nft::schema::{Batch, ObservedTable, Owner, SetName};
+use crate::nft::shape::TableShape;
 use crate::nft::skeleton::{NodePortAddresses, Program};
 use crate::serve::HealthCheck;
 
@@ -448,6 +449,11 @@ impl Engine {
     /// Virtual servers as they are believed to be; `None` if there are none to look after.
     pub fn servers(&self) -> Option<&ServerCompiler> {
         self.servers.as_ref().map(Servers::compiler)
+    }
+
+    /// What others have done to our tables since they were read or written last, as far as a survey shows it.
+    pub fn damage(&self, shapes: &BTreeMap<Family, TableShape>) -> Option<String> {
+        self.compiler.as_ref()?.damage(shapes)
     }
 
     /// Computes what touched Services forward to now; a Service touched a hundred times is computed once.

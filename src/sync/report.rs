@@ -200,9 +200,9 @@ impl Reporter {
         self.work.verifying = true;
     }
 
-    /// Whether everything is being compared for that reason.
-    pub(super) fn is_verifying(&self) -> bool {
-        self.work.verifying
+    /// Whether what was compared for that reason had to be written; `None` if nothing was compared for it.
+    pub(super) fn verified(&self) -> Option<bool> {
+        self.work.verifying.then_some(self.work.operations > 0)
     }
 
     /// The kernel's tables have been read.

@@ -64,6 +64,14 @@ impl Pending {
         })
     }
 
+    /// For each row that goes (-1) or comes (1), its value.
+    pub(super) fn values(&self) -> impl Iterator<Item = (RowId, Value, i32)> + '_ {
+        self.0.iter().flat_map(|(id, delta)| {
+            let gone = delta.removed.map(|value| (*id, value, -1));
+            gone.into_iter().chain(delta.added.map(|value| (*id, value, 1)))
+        })
+    }
+
     fn entry(&mut self, id: RowId, owner: Option<Owner>) -> &mut Delta {
         let delta = self.0.entry(id).or_insert(Delta { removed: None, added: None, owner });
         delta.owner = owner;

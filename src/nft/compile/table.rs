@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::counts::RowCounts;
 use crate::model::Family;
 use crate::nft::schema::{Chain, ObservedTable, Op, SetName};
+use crate::nft::shape::TableShape;
 use crate::nft::skeleton::{self, ChainSpec, Program};
 
 /// How many clients' endpoints are remembered at most. kube-proxy has 65,535 for each endpoint of each Service.
@@ -44,6 +45,26 @@ impl TableState {
             stale: observed.stale_chains.iter().copied().collect(),
             staged: None,
         }
+    }
+
+    /// Whether the kernel has the table.
+    pub(super) fn exists(&self) -> bool {
+        self.exists
+    }
+
+    /// What is another way than it was left, in words. The sizes of sets are left out: a kernel before 6.5 keeps the first
+    /// one.
+    pub(super) fn damage(&self, found: &TableShape) -> Option<String> {
+        let set = self.sizes.keys().find(|it| !found.sets.contains(it));
+        let chain = self.chains.iter().find(|it| !found.uses.contains_key(it));
+        let new_set = found.sets.iter().find(|it| !self.sizes.contains_key(it));
+        let new_chain = found.uses.keys().find(|it| !self.chains.contains(it));
+        let unknown = found.unknown.first().map(|it| format!("there is {it}"));
+        unknown
+            .or_else(|| set.map(|it| format!("set {} is gone", it.name())))
+            .or_else(|| chain.map(|it| format!("chain {it} is gone")))
+            .or_else(|| new_set.map(|it| format!("there is set {}", it.name())))
+            .or_else(|| new_chain.map(|it| format!("there is chain {it}")))
     }
 
     pub(super) fn stage(&mut self, program: &Program, family: Family, expected: &RowCounts) {

@@ -20,6 +20,7 @@ use crate::sync::facts::VirtualServers;
 const RESOURCES: [Resource; 4] =
     [Resource::Service, Resource::EndpointSlice, Resource::Node, Resource::ServiceCidr];
 
+mod damage;
 mod servers;
 
 const EPERM: i32 = 1;
@@ -69,6 +70,8 @@ proptest! {
         host.settle();
         (0..3).for_each(|_| host.drain());
         prop_assert_eq!(host.engine.refused_count(), 0);
+        let shapes = host.kernel.survey(host.engine.program()).unwrap();
+        prop_assert_eq!(host.engine.damage(&shapes), None);
         prop_assert!(host.engine.triggers.is_empty(), "{:?}", host.engine.triggers);
         let mut fresh = Host::started_with(last.clone());
         world.relist().into_iter().for_each(|change| fresh.engine.apply(change));

@@ -64,6 +64,37 @@ fn it_goes_at_the_bound_although_the_connection_is_open() {
     });
 }
 
+/// nft translates these to the cluster IP, so IPVS sees their first packet and the replies, and conntrack alone carries
+/// the rest: IPVS counts them, and they go on even beyond the bound.
+#[test]
+#[ignore = "needs a kernel with IPVS: make test-ipvs"]
+fn connections_from_outside_go_on_beyond_the_bound() {
+    scene("", |scene| {
+        scene.play(
+            "apply Service default/web\n  spec: {type: NodePort, clusterIPs: [10.96.0.10, \"fd00:10:96::10\"], \
+             externalIPs: [198.51.100.8, \"2001:db8:100::8\"], ports: [{name: http, port: 80, nodePort: 30080}]}\n\
+             endpoints default/web http=8080/tcp\n  pod-1b\n\
+             open port: outside -> 192.0.2.1:30080/tcp = pod-1b\n\
+             open address: outside -> 198.51.100.8:80/tcp = pod-1b\n\
+             endpoints default/web http=8080/tcp\n  pod-2a\n",
+        );
+        const GO_ON: &str = "again port = pod-1b\nagain address = pod-1b\n";
+        scene.play(GO_ON);
+        scene.lists(HTTP, &["pod-1b 0", "pod-2a 1"]);
+        for family in Family::ALL {
+            let listed = scene.destination(HTTP, "pod-1b", family);
+            assert_eq!((listed.active, listed.inactive), (2, 0), "{family:?}");
+        }
+        scene.play(
+            "flow outside -> 192.0.2.1:30080/tcp = pod-2a\nflow outside -> 198.51.100.8:80/tcp = pod-2a\n",
+        );
+        scene.play(GO_ON);
+        scene.play("upgrade --ipvs-drain-timeout=2s\n");
+        scene.lists(HTTP, &["pod-2a 1"]);
+        scene.play(GO_ON);
+    });
+}
+
 #[test]
 #[ignore = "needs a kernel with IPVS: make test-ipvs"]
 fn a_restart_in_between_changes_nothing() {

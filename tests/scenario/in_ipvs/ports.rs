@@ -4,7 +4,6 @@
 //! (reference 6.1: `conn_reuse_mode`). How long it took tells little on a busy machine. So packets are counted: every
 //! first packet that comes in goes out to a pod as well.
 
-use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
 
 use kube_ferry::model::Family;
@@ -17,6 +16,9 @@ use crate::support::patience::{LONG, poll};
 use crate::support::world::{Actor, twin};
 
 const PORT: u16 = 45_000;
+
+/// Of each client, one after the other.
+const CONNECTIONS: usize = 6;
 
 const WEB: &str = "\
 apply Service default/web
@@ -54,24 +56,25 @@ enum Ending {
 #[test]
 #[ignore = "needs a kernel with IPVS: make test-ipvs"]
 fn a_port_that_is_used_again_is_answered_at_once() {
-    scene("", |scene| {
+    scene("--ipvs-drain-timeout=2s", |scene| {
         scene.play(WEB);
         scene.world.node().command("nft", &["-f", "-"], COUNTERS);
-        let both = ["pod-1b", "pod-2a"];
-        for ending in [Ending::Reset, Ending::Finished] {
-            for (client, to) in routes() {
-                check(scene, client, to, ending, &both);
-            }
-        }
-        // The endpoint of some of the last connections goes, and the ports are used again.
-        scene.play("gone default/web pod-1b\n");
-        for (client, to) in routes() {
-            check(scene, client, to, Ending::Finished, &["pod-2a"]);
-        }
+        let check_all = |scene: &Scene<'_, '_>, ending, pods: &[&str]| {
+            routes().into_iter().for_each(|(client, to)| check(scene, client, to, ending, pods));
+        };
+        check_all(scene, Ending::Reset, &["pod-1b", "pod-2a"]);
+        check_all(scene, Ending::Finished, &["pod-1b", "pod-2a"]);
+        // From here on the only endpoint goes each time, so all clients have been there last: one that drains, one that
+        // is deleted already, and one that drains again.
+        scene.play("gone default/web pod-2a\n");
+        check_all(scene, Ending::Finished, &["pod-1b"]);
+        scene.play("endpoints default/web http=8080/tcp\n  pod-2a\n");
+        scene.lists("-t 10.96.0.10:80", &["pod-2a 1"]);
+        check_all(scene, Ending::Finished, &["pod-2a"]);
         scene.play("endpoints default/web http=8080/tcp\n  pod-1b\n");
-        for (client, to) in routes() {
-            check(scene, client, to, Ending::Reset, &["pod-1b"]);
-        }
+        check_all(scene, Ending::Reset, &["pod-1b"]);
+        scene.play("endpoints default/web http=8080/tcp\n  pod-2a\n");
+        check_all(scene, Ending::Reset, &["pod-2a"]);
         assert!(packets(scene, "come") > 100, "they were counted");
     });
 }
@@ -96,19 +99,16 @@ fn routes() -> Vec<(Actor, SocketAddr)> {
 fn check(scene: &Scene<'_, '_>, client: Actor, to: SocketAddr, ending: Ending, pods: &[&str]) {
     let lost = packets(scene, "come") - packets(scene, "gone");
     let from = SocketAddr::new(client.address(to.ip()), PORT);
-    let answered = scene
-        .world
-        .home(client)
-        .run(|| (0..8).map(|_| connect(from, to, ending)).collect::<Result<Vec<Reach>, String>>());
+    let answered = scene.world.home(client).run(|| {
+        (0..CONNECTIONS).map(|_| connect(from, to, ending)).collect::<Result<Vec<Reach>, String>>()
+    });
     let answered = answered.unwrap_or_else(|why| panic!("{ending:?}, {from} to {to}: {why}"));
-    let found: BTreeSet<&str> = answered
-        .iter()
-        .map(|it| {
-            let Reach::Backend { pod, .. } = it else { panic!("{ending:?}, {from} to {to}: {it}") };
-            pod.as_str()
-        })
-        .collect();
-    assert!(found.iter().all(|it| pods.contains(it)), "{found:?}");
+    for reach in answered {
+        let Reach::Backend { pod, .. } = &reach else {
+            panic!("{ending:?}, {from} to {to}: {reach}")
+        };
+        assert!(pods.contains(&pod.as_str()), "{ending:?}, {from} to {to}: {reach}");
+    }
     let now = packets(scene, "come") - packets(scene, "gone");
     assert_eq!(now, lost, "{ending:?}, {from} to {to}: IPVS has dropped first packets");
 }

@@ -308,8 +308,10 @@ impl<K: Kernel> Sync<K> {
                     return self.refused(refusal);
                 }
                 Err(failure @ KernelError::NoRoom { .. }) => {
-                    self.engine.postponed();
-                    return self.give_up(&failure);
+                    return match self.engine.postponed() {
+                        Some(refusal) => self.refused(refusal),
+                        None => self.give_up(&failure),
+                    };
                 }
                 Err(failure) => {
                     self.engine.lost();

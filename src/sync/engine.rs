@@ -37,9 +37,15 @@ const BATCH_SERVERS: usize = 4_000;
 /// Rows in one batch after the kernel had no room for larger ones.
 const FEWEST_BATCH_ROWS: usize = 64;
 
+/// That often in a row there may be no room for one Service alone before the others go on without it: at first memory may
+/// be short for everybody, and for a moment.
+const MOST_CRAMPED: u32 = 5;
+
 /// A row that was to be deleted is not there, or one that was to be added is there and says something else.
 const ENOENT: i32 = 2;
 const EEXIST: i32 = 17;
+
+const ENOMEM: i32 = 12;
 
 /// A set is full.
 const ENFILE: i32 = 23;
@@ -72,6 +78,8 @@ pub struct Engine {
     bisect: Option<usize>,
     /// About that many rows go into a batch; fewer while the kernel has no room for more.
     batch_rows: usize,
+    /// There was no room for this Service alone, so many times in a row.
+    cramped: Option<(ServiceId, u32)>,
     /// Batches were committed since the tables were read: what they hold is believed, not seen.
     believed: bool,
     /// Sets did not grow when they were to: before 6.5 a kernel takes the new size and forgets it. All tables are made
@@ -136,6 +144,7 @@ impl Engine {
             refused: BTreeMap::new(),
             bisect: None,
             batch_rows: BATCH_ROWS,
+            cramped: None,
             believed: false,
             remaking: false,
             adopting: false,
@@ -465,6 +474,9 @@ impl Engine {
             servers.finished(&self.in_flight);
         }
         self.skeleton = None;
+        if self.cramped.is_some_and(|(service, _)| self.in_flight.contains(&service)) {
+            self.cramped = None;
+        }
         let mut outcome = self.results.take(&mut self.in_flight);
         for service in &outcome.services {
             outcome.triggers.extend(self.triggers.remove(service).unwrap_or_default());
@@ -488,10 +500,39 @@ impl Engine {
         Family::ALL.into_iter().flat_map(of).collect()
     }
 
-    /// The kernel had no room for the batch and took nothing of it.
-    pub fn postponed(&mut self) {
-        self.take_back();
+    /// The kernel had no room for the batch and took nothing of it. A Service that is alone too large is left out after
+    /// some attempts; it would keep back all that come after it.
+    pub fn postponed(&mut self) -> Option<Refusal> {
+        // Tables that are made anew hold nothing but what is in the same batch.
+        let whole = self.compiler.as_ref().is_some_and(Compiler::needs_rebuild);
+        let staged = self.take_back();
+        let fewest = self.batch_rows == FEWEST_BATCH_ROWS;
         self.batch_rows = (self.batch_rows / 2).max(FEWEST_BATCH_ROWS);
+        if whole || !fewest {
+            return None;
+        }
+        match *staged {
+            [only] if self.skeleton.is_none() => self.cramped(only),
+            // One of them may be large, or all of them beside tables that are yet to be made.
+            _ => {
+                self.bisect = Some(staged.len() / 2);
+                None
+            }
+        }
+    }
+
+    fn cramped(&mut self, only: ServiceId) -> Option<Refusal> {
+        let before = self.cramped.filter(|(service, _)| *service == only);
+        let times = before.map_or(1, |(_, times)| times + 1);
+        self.cramped = (times < MOST_CRAMPED).then_some((only, times));
+        if times < MOST_CRAMPED {
+            return None;
+        }
+        self.bisect = None;
+        let (owner, what) = (Some(Owner(only.0)), "there is no room for all its rows".to_owned());
+        let rejection = Rejection { op: None, owner, errno: ENOMEM, what };
+        self.refused.insert(only, rejection.clone());
+        Some(Refusal::LeftOut(vec![(only, rejection)]))
     }
 
     /// The kernel took nothing of the batch and named these operations.

@@ -295,6 +295,9 @@ impl<K: Kernel> Sync<K> {
         if let Err(pass) = self.change_servers(&servers) {
             return pass;
         }
+        if self.engine.waits_for_servers() {
+            return Pass::Again;
+        }
         let batch = self.engine.plan();
         self.report_oddities();
         if !batch.is_empty() {

@@ -367,6 +367,14 @@ impl Engine {
         servers.before(|address| compiler.has_cluster_ip(address))
     }
 
+    /// The tables are about to be made anew, and not every Service's virtual servers are settled yet: a batch now would be
+    /// a table without those Services, if only for a moment.
+    pub fn waits_for_servers(&self) -> bool {
+        let whole = self.compiler.as_ref().is_some_and(Compiler::needs_rebuild);
+        let serves = self.servers.as_ref().is_some_and(Servers::serves);
+        whole && serves && self.bisect.is_none() && !self.urgent.is_empty()
+    }
+
     /// What virtual servers need after [`Engine::plan`]'s batch was taken, before [`Engine::committed`].
     pub fn plan_servers_after(&mut self) -> ServerBatch {
         self.servers.as_ref().map(|it| it.after(&self.in_flight)).unwrap_or_default()

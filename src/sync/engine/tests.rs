@@ -575,6 +575,9 @@ impl Host {
         if !self.change_servers(&batch) {
             return None;
         }
+        if self.engine.waits_for_servers() {
+            return None;
+        }
         let batch = self.engine.plan();
         if !batch.is_empty() {
             match self.kernel.commit(&batch) {

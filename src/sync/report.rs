@@ -433,6 +433,20 @@ impl Reporter {
                 );
                 (service, "IPVSSchedulerMissing", note)
             }
+            ServerLimit::NoIpv6 => {
+                let note = "The kernel's IPVS knows no IPv6 (CONFIG_IP_VS_IPV6), so there are no virtual servers for cluster \
+                            IPs of that family; they are served by nftables alone."
+                    .to_owned();
+                warn!("{note}");
+                self.ports.recorder.record(Notice {
+                    kind: NoticeKind::Warning,
+                    reason: "IPVSWithoutIPv6",
+                    action: "Sync",
+                    note,
+                    regarding: Regarding::Node,
+                });
+                return;
+            }
         };
         let Some(name) = cluster.name(*service) else { return };
         warn!(service = %name, note);

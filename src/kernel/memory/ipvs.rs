@@ -17,6 +17,7 @@ use crate::nft::schema::Owner;
 const ENOENT: i32 = 2;
 const ESRCH: i32 = 3;
 const ENODEV: i32 = 19;
+const EAFNOSUPPORT: i32 = 97;
 const EINVAL: i32 = 22;
 const ERANGE: i32 = 34;
 
@@ -33,6 +34,8 @@ pub struct MemoryIpvs {
     pub servers: BTreeMap<ServerKey, ObservedServer>,
     pub schedulers: BTreeSet<Scheduler>,
     pub exclude_cidrs: Vec<IpNet>,
+    /// As a kernel without CONFIG_IP_VS_IPV6.
+    pub without_ipv6: bool,
     /// What [`Ipvs::prepare`] was last asked for.
     pub prepared: Option<IpvsSettings>,
     /// Batches that were carried out, whatever the caller was told.
@@ -57,6 +60,7 @@ impl Default for MemoryIpvs {
             servers: BTreeMap::new(),
             schedulers: SCHEDULERS.iter().filter_map(|it| Scheduler::new(it)).collect(),
             exclude_cidrs: Vec::new(),
+            without_ipv6: false,
             prepared: None,
             committed: 0,
             operations: 0,
@@ -144,6 +148,9 @@ impl MemoryIpvs {
     }
 
     fn refusal(&self, owner: Option<Owner>, op: &Op) -> Option<i32> {
+        if self.without_ipv6 && server_of(op).is_some_and(|it| it.address.is_ipv6()) {
+            return Some(EAFNOSUPPORT);
+        }
         let by_owner = owner.and_then(|it| self.refused.get(&it));
         let by_server = server_of(op).and_then(|it| self.refused_servers.get(&it));
         by_owner.or(by_server).copied()

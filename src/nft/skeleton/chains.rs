@@ -283,18 +283,29 @@ fn cluster_ips_check() -> Vec<Rule> {
 /// Where a cluster IP is an address of this node, because IPVS needs it or somebody else has bound it, what listens on
 /// all addresses must not be reached by it. In IPVS mode a packet that IPVS is to take passes: nft has sent it there, or
 /// its destination has a virtual server.
+///
+/// An address that the node has of its own is left alone: where the ranges of nodes and Services overlap, a Service
+/// would cut the node off.
 fn local_cluster_ips_check(ipvs: bool) -> Vec<Rule> {
-    let untranslated = || Statement::CtStatusDnat { negated: true };
-    let to = |set| in_set(&[Field::Daddr], set);
+    let rule = |set, more: Option<Statement>, verdict| {
+        let mut statements = vec![
+            Statement::CtStatusDnat { negated: true },
+            in_set(&[Field::Daddr], set),
+            not_in_set(&[Field::Daddr], SetName::NodePortIps),
+        ];
+        statements.extend(more);
+        statements.push(verdict);
+        Rule(statements)
+    };
     let reject = || Statement::Goto(Chain::Reject);
     if !ipvs {
-        return vec![Rule(vec![untranslated(), to(SetName::ClusterIps), reject()])];
+        return vec![rule(SetName::ClusterIps, None, reject())];
     }
     let unserved = not_in_set(F, SetName::IpvsServices);
     vec![
-        Rule(vec![untranslated(), to(SetName::ClusterIps), unserved, reject()]),
+        rule(SetName::ClusterIps, Some(unserved), reject()),
         // Nobody's address any more: as an unallocated one.
-        Rule(vec![untranslated(), to(SetName::IpvsDraining), Statement::Drop]),
+        rule(SetName::IpvsDraining, None, Statement::Drop),
     ]
 }
 

@@ -368,6 +368,54 @@ fn a_kernel_without_room_is_given_smaller_batches_until_they_fit() {
 }
 
 #[test]
+fn a_service_for_which_there_is_never_room_delays_no_other() {
+    let mut host = Host::started();
+    host.settle();
+    let hosts: Vec<String> = (0..3_000_u16)
+        .map(|it| it.to_be_bytes())
+        .map(|[high, low]| format!("10.2.{high}.{low}"))
+        .collect();
+    let hosts: Vec<&str> = hosts.iter().map(String::as_str).collect();
+    // The numbers of Services are given out in this order, and those are the order of writing.
+    for n in 1..=9 {
+        let name = format!("ns/s{n}");
+        host.engine.apply(Change::ServiceApplied(service(&name, &format!("10.96.0.{n}"))));
+        let few = endpoint(&name, n, 1);
+        let many = || Change::SliceApplied(slice(&format!("{name}-1"), &name, &hosts));
+        host.engine.apply(if n == 3 { many() } else { few });
+    }
+    host.kernel.room = Some(2_000);
+    host.settle();
+    for n in 1..=9 {
+        assert_eq!(host.backends(n).len(), usize::from(n != 3), "{n}");
+    }
+    assert_eq!(host.engine.refused_count(), 1);
+    host.engine.apply(endpoint("ns/s7", 7, 2));
+    host.settle();
+    assert_eq!(host.backends(7), [ip("10.1.7.2")]);
+    host.kernel.room = None;
+    host.forgive();
+    host.settle();
+    assert_eq!(host.backends(3).len(), 3_000);
+}
+
+#[test]
+fn a_kernel_without_room_for_anybody_blames_nobody_at_once() {
+    let mut host = Host::started();
+    host.engine.apply(Change::ServiceApplied(service("ns/a", "10.96.0.1")));
+    host.settle();
+    host.kernel.room = Some(0);
+    host.engine.apply(endpoint("ns/a", 1, 1));
+    for _ in 1..MOST_CRAMPED {
+        assert!(host.pass().is_none());
+    }
+    assert_eq!(host.engine.refused_count(), 0);
+    host.kernel.room = None;
+    host.settle();
+    assert_eq!(host.backends(1), [ip("10.1.1.1")]);
+}
+
+#[test]
 fn a_kernel_that_does_not_hold_what_is_believed_is_looked_at_before_a_service_is_blamed() {
     let mut host = Host::started();
     host.engine.apply(Change::ServiceApplied(service("ns/a", "10.96.0.1")));
@@ -548,6 +596,9 @@ impl Host {
         if !self.change_servers(&batch) {
             return None;
         }
+        if self.engine.waits_for_servers() {
+            return None;
+        }
         let batch = self.engine.plan();
         if !batch.is_empty() {
             match self.kernel.commit(&batch) {
@@ -557,7 +608,7 @@ impl Host {
                     return None;
                 }
                 Err(KernelError::NoRoom { .. }) => {
-                    self.engine.postponed();
+                    drop(self.engine.postponed());
                     return None;
                 }
                 Err(_) => {

@@ -15,6 +15,7 @@ mod docs;
 mod events;
 mod kernel_settings;
 mod live;
+mod live_traffic;
 mod prometheus;
 mod ready;
 

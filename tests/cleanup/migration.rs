@@ -145,7 +145,7 @@ fn of(v4: [u8; 4], family: Family) -> IpAddr {
 }
 
 /// The Service with both endpoints.
-fn write_manifest(directory: &Path) {
+pub(crate) fn write_manifest(directory: &Path) {
     let port = |name: &str, protocol: &str| {
         let node_port = NODE_PORT + u16::from(protocol == "UDP");
         json!({"name": name, "protocol": protocol, "port": PORT, "nodePort": node_port})

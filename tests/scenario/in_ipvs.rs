@@ -2,6 +2,12 @@
 //!
 //! Not all of a story is the same there; [`DIFFERENCES`] says what and why, and nothing else may differ.
 
+mod arp;
+mod drain;
+mod ports;
+mod scene;
+mod schedulers;
+
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 

@@ -77,7 +77,8 @@ fn flow(attempt: &Attempt, end: &AtomicBool, rounds: &AtomicUsize) -> Result<(),
         }
         let outcome = ask(source, attempt.to, attempt.protocol, ANSWER);
         if !attempt.wanted.allows(&classify(&outcome)) {
-            return Err(format!("a new connection: {outcome}"));
+            let Attempt { source, to, protocol, .. } = attempt;
+            return Err(format!("a new connection, {source:?} to {to} by {protocol:?}: {outcome}"));
         }
         rounds.fetch_add(1, Ordering::Relaxed);
         thread::sleep(PACE);

@@ -243,6 +243,27 @@ fn no_permission_for_service_cidrs_stops_nothing() {
     assert_eq!(rig.stats(Resource::ServiceCidr).state(), State::Absent);
 }
 
+/// An API server that has just started refuses what it will allow as soon as it has read all roles.
+#[test]
+fn a_permission_that_is_missing_for_a_while_takes_no_service_cidr_away() {
+    let server = ApiServer::start();
+    furnish(&server, 2);
+    let mut rig = Rig::watch(&server);
+    rig.settle(&server);
+    rig.until_watching();
+    let before = rig.story.len();
+    let refusals = std::iter::repeat_n(Fault::Status(403, None), 2);
+    server.fail_next(On("servicecidrs", Ask::Any), refusals);
+    server.drop_connections();
+    rig.until("both refusals", |rig| {
+        rig.stats(Resource::ServiceCidr).errors(Trouble::Forbidden) == 2
+    });
+    rig.until_watching();
+    rig.settle(&server);
+    let listed = rig.story.iter().skip(before).any(|it| it == "Listed(ServiceCidr)");
+    assert!(!listed, "{:?}", rig.story);
+}
+
 #[test]
 fn a_server_that_is_not_there_yet_is_waited_for() {
     let server = ApiServer::start();

@@ -529,6 +529,29 @@ fn actions_follow_their_flags() {
     }
 }
 
+/// A file that is written from flags, with `--write-config-to`, must not lose what they said.
+#[test]
+fn what_counts_beside_a_file_is_shown_as_it_is_in_force() {
+    let flags = ["--hostname-override= N1", "--manifests=/a", "--own-tables=false"];
+    let file = format!("{HEAD}, hostnameOverride: n2, kubeFerry: {{manifests: /b}}}}");
+    for (flags, file) in [
+        (&flags[..], None),
+        (
+            &["--config=f", "--hostname-override= N1", "--manifests=/a", "--own-tables=false"],
+            Some(&*file),
+        ),
+    ] {
+        let config = resolved(flags, file);
+        assert_eq!(config.object.hostname_override, "n1");
+        assert_eq!(config.object.kube_ferry.manifests, "/a");
+        assert!(!config.object.kube_ferry.own_tables);
+        let written = config.object.to_yaml().unwrap();
+        let again = resolved(&["--config=f"], Some(&written));
+        assert_eq!((&*again.node_name, again.source), ("n1", config.source));
+        assert_eq!(again.own_tables, config.own_tables);
+    }
+}
+
 #[test]
 fn only_the_active_block_is_shown() {
     let shown = resolved(&["--proxy-mode=nftables", "--masquerade-all"], None).object;

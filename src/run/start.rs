@@ -54,6 +54,9 @@ pub(super) fn sync(shell: &Shell, outbox: Outbox) -> anyhow::Result<()> {
     if config.own_tables {
         own_tables(&mut kernel).context("cannot program nftables")?;
     }
+    if shell.live.borrow().settings.families == [Family::V4] {
+        info!("this host has no IPv6, or it is switched off: IPv4 alone is programmed");
+    }
     step("looking for what kube-proxy left");
     cleanup::tell_of_leftovers();
     step("preparing IPVS");

@@ -300,6 +300,9 @@ impl<K: Kernel> Sync<K> {
         if let Err(pass) = self.change_servers(&servers) {
             return pass;
         }
+        if self.engine.waits_for_servers() {
+            return Pass::Again;
+        }
         let batch = self.engine.plan();
         self.report_oddities();
         if !batch.is_empty() {
@@ -313,8 +316,10 @@ impl<K: Kernel> Sync<K> {
                     return self.refused(refusal);
                 }
                 Err(failure @ KernelError::NoRoom { .. }) => {
-                    self.engine.postponed();
-                    return self.give_up(&failure);
+                    return match self.engine.postponed() {
+                        Some(refusal) => self.refused(refusal),
+                        None => self.give_up(&failure),
+                    };
                 }
                 Err(failure) => {
                     self.engine.lost();

@@ -179,11 +179,7 @@ impl Channel {
         if self.room >= needed {
             return Ok(());
         }
-        Err(io::Error::other(format!(
-            "a batch of {length} bytes does not fit the send buffer of {}; \
-             without CAP_NET_ADMIN on the host raise the sysctl net.core.wmem_max",
-            self.room
-        )))
+        Err(no_room(length, self.room))
     }
 
     /// The next datagram; `None` when there is none.
@@ -299,6 +295,15 @@ impl Channel {
             }
         }
     }
+}
+
+/// Told apart from other errors by its kind: something smaller may fit.
+pub(super) fn no_room(length: usize, room: usize) -> io::Error {
+    let what = format!(
+        "a batch of {length} bytes does not fit the send buffer of {room}; \
+         without CAP_NET_ADMIN on the host raise the sysctl net.core.wmem_max"
+    );
+    io::Error::new(io::ErrorKind::QuotaExceeded, what)
 }
 
 impl AsFd for Channel {

@@ -30,6 +30,8 @@ pub struct MemoryKernel {
     pub fixed_sizes: bool,
     /// As kernels before 6.16: nobody is told how many elements a set has.
     pub silent_counts: bool,
+    /// There is no room for a batch of more operations than these.
+    pub room: Option<usize>,
     failures: BTreeMap<usize, Failure>,
     refused: BTreeMap<Owner, i32>,
     commits: usize,
@@ -136,7 +138,9 @@ impl Kernel for MemoryKernel {
 
     fn commit(&mut self, batch: &Batch) -> Result<(), KernelError> {
         self.commits += 1;
-        match self.failures.remove(&self.commits) {
+        let failure = self.failures.remove(&self.commits);
+        let overflows = self.room.is_some_and(|room| batch.len() > room);
+        match failure.or(overflows.then_some(Failure::NoRoom)) {
             None => self.carry_out(batch),
             Some(Failure::Rejected(errno)) => {
                 Err(KernelError::Rejected(vec![rejection(batch, 0, errno)]))

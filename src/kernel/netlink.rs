@@ -111,11 +111,7 @@ impl NetlinkKernel {
         self.channel.drain().map_err(|failure| failure.into_error(DOING))?;
         let encoded = encode(batch, self.channel.next_seq(), generation, ending, self.ownership);
         self.channel.set_next_seq(encoded.next_seq());
-        self.channel.send(&encoded.bytes).map_err(|error| match error.raw_os_error() {
-            Some(EINTR) => KernelError::Interrupted("a signal".to_owned()),
-            Some(ENOMEM | ENOBUFS | EMSGSIZE) => KernelError::NoRoom { doing: DOING, error },
-            _ => KernelError::Socket { doing: DOING, error },
-        })?;
+        self.channel.send(&encoded.bytes).map_err(|error| unsent(DOING, error))?;
         let answers = self.channel.errors().map_err(|failure| match failure {
             Failure::Lost(why) => KernelError::Unknown(why),
             other @ (Failure::Refused(_)
@@ -314,6 +310,18 @@ impl NetlinkKernel {
     }
 }
 
+/// Why a batch did not get to the kernel.
+fn unsent(doing: &'static str, error: io::Error) -> KernelError {
+    match error.raw_os_error() {
+        Some(EINTR) => KernelError::Interrupted("a signal".to_owned()),
+        Some(ENOMEM | ENOBUFS | EMSGSIZE) => KernelError::NoRoom { doing, error },
+        None if error.kind() == io::ErrorKind::QuotaExceeded => {
+            KernelError::NoRoom { doing, error }
+        }
+        _ => KernelError::Socket { doing, error },
+    }
+}
+
 /// What an error of the very first question means.
 pub(super) fn explained(error: KernelError) -> KernelError {
     if let KernelError::Socket { error, .. } = &error
@@ -409,6 +417,16 @@ mod tests {
         check(EPERM, "give the process CAP_NET_ADMIN in this network namespace");
         const EPROTONOSUPPORT: i32 = 93;
         check(EPROTONOSUPPORT, "this kernel has no nfnetlink: CONFIG_NETFILTER_NETLINK");
+    }
+
+    /// A process in a user namespace of its own may not have a larger buffer than the host allows.
+    #[test]
+    fn a_batch_that_the_send_buffer_does_not_take_is_tried_in_smaller_pieces() {
+        let told = unsent("changing", crate::kernel::channel::no_room(500_000, 425_984));
+        assert!(matches!(told, KernelError::NoRoom { .. }), "{told}");
+        assert!(told.to_string().contains("net.core.wmem_max"), "{told}");
+        let other = unsent("changing", io::Error::from_raw_os_error(EINVAL));
+        assert!(matches!(other, KernelError::Socket { .. }), "{other}");
     }
 
     #[track_caller]

@@ -53,7 +53,8 @@ pub enum SetName {
     ClusterIps,
     /// daddr, interval: the ranges of all ServiceCIDRs of this family.
     ServiceCidrs,
-    /// daddr: the node's addresses that accept NodePorts (unused by the program when all local ones do).
+    /// daddr: the node's addresses that accept NodePorts. When all local ones do, it only tells which cluster IPs are
+    /// addresses of the node's own.
     NodePortIps,
     /// saddr . daddr: backends on this node that may reach themselves.
     Hairpin,
@@ -225,6 +226,17 @@ pub enum Value {
     Verdict(Verdict),
     Endpoint(IpAddr, NonZeroU16),
     Handle(Handle),
+}
+
+impl Value {
+    /// The chain that a verdict leads to.
+    pub fn chain(self) -> Option<Chain> {
+        if let Value::Verdict(Verdict::Goto(chain) | Verdict::Jump(chain)) = self {
+            Some(chain)
+        } else {
+            None
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

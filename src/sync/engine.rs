@@ -14,7 +14,9 @@ use super::report::HealthChecks;
 use super::results::{Lacking, Outcome, Results};
 use crate::forward::{Conflict, Forwarder};
 use crate::ipvs::compile::Compiler as ServerCompiler;
-use crate::ipvs::schema::{Batch as ServerBatch, Observed, ServerKey};
+use crate::ipvs::schema::{
+    Batch as ServerBatch, Observed, ObservedDestinations, Outline, ServerKey,
+};
 use crate::kernel::{ObservedConnections, Refused, Rejection};
 use crate::model::{Change, Cluster, Family, ServiceId, Touched};
 use crate::nft::compile::{Compiler, Limit, RowCounts};
@@ -38,9 +40,15 @@ const BATCH_SERVERS: usize = 4_000;
 /// Rows in one batch after the kernel had no room for larger ones.
 const FEWEST_BATCH_ROWS: usize = 64;
 
+/// That often in a row there may be no room for one Service alone before the others go on without it: at first memory may
+/// be short for everybody, and for a moment.
+const MOST_CRAMPED: u32 = 5;
+
 /// A row that was to be deleted is not there, or one that was to be added is there and says something else.
 const ENOENT: i32 = 2;
 const EEXIST: i32 = 17;
+
+const ENOMEM: i32 = 12;
 
 /// A set is full.
 const ENFILE: i32 = 23;
@@ -75,6 +83,8 @@ pub struct Engine {
     bisect: Option<usize>,
     /// About that many rows go into a batch; fewer while the kernel has no room for more.
     batch_rows: usize,
+    /// There was no room for this Service alone, so many times in a row.
+    cramped: Option<(ServiceId, u32)>,
     /// Batches were committed since the tables were read: what they hold is believed, not seen.
     believed: bool,
     /// Sets did not grow when they were to: before 6.5 a kernel takes the new size and forgets it. All tables are made
@@ -140,6 +150,7 @@ impl Engine {
             refused: BTreeMap::new(),
             bisect: None,
             batch_rows: BATCH_ROWS,
+            cramped: None,
             believed: false,
             remaking: false,
             adopting: false,
@@ -281,11 +292,12 @@ impl Engine {
         // A rollback forgets these as well; nothing is staged that the kernel has already.
         for &family in self.program.families.iter().filter(|_| self.facts_changed) {
             let (node, host) = (self.cluster.node(), self.cluster.host_addresses());
-            let listed = match self.program.family(family).node_ports {
-                NodePortAddresses::Listed => self.settings.node_port_ips(family, node, host),
-                // Such a program asks the kernel which addresses are local.
-                NodePortAddresses::All => BTreeSet::new(),
-            };
+            let mut listed = self.settings.node_port_ips(family, node, host);
+            if self.program.family(family).node_ports == NodePortAddresses::All {
+                // Such a program asks the kernel which addresses are local, and this list only for those that are cluster
+                // IPs as well. Each interface has a link-local one, which comes and goes with every pod.
+                listed.retain(|it| !is_link_local(*it));
+            }
             compiler.stage_node_port_ips(family, &listed);
             compiler.stage_service_cidrs(family, &self.cluster.service_cidrs(family));
         }
@@ -367,6 +379,14 @@ impl Engine {
         servers.before(|address| compiler.has_cluster_ip(address))
     }
 
+    /// The tables are about to be made anew, and not every Service's virtual servers are settled yet: a batch now would be
+    /// a table without those Services, if only for a moment.
+    pub fn waits_for_servers(&self) -> bool {
+        let whole = self.compiler.as_ref().is_some_and(Compiler::needs_rebuild);
+        let serves = self.servers.as_ref().is_some_and(Servers::serves);
+        whole && serves && self.bisect.is_none() && !self.urgent.is_empty()
+    }
+
     /// What virtual servers need after [`Engine::plan`]'s batch was taken, before [`Engine::committed`].
     pub fn plan_servers_after(&mut self) -> ServerBatch {
         self.servers.as_ref().map(|it| it.after(&self.in_flight)).unwrap_or_default()
@@ -404,6 +424,27 @@ impl Engine {
     pub fn servers_observed(&mut self, observed: Observed) -> bool {
         let Some(servers) = self.servers.as_mut() else { return false };
         let (differs, services) = servers.observed(observed);
+        self.urgent.extend(services);
+        differs
+    }
+
+    /// Begins a comparison of what IPVS holds with what it is believed to hold, piece by piece. Whether they differ.
+    pub fn servers_outlined(&mut self, outline: Outline) -> bool {
+        let Some(servers) = self.servers.as_mut() else { return false };
+        let (differs, services) = servers.outlined(outline);
+        self.urgent.extend(services);
+        differs
+    }
+
+    /// The next virtual servers to read for that comparison; none: it has ended.
+    pub fn uncompared_servers(&self, most: usize) -> Vec<ServerKey> {
+        self.servers.as_ref().map(|it| it.compiler().uncompared(most)).unwrap_or_default()
+    }
+
+    /// Their destinations. Whether they differ.
+    pub fn servers_compared(&mut self, seen: BTreeMap<ServerKey, ObservedDestinations>) -> bool {
+        let Some(servers) = self.servers.as_mut() else { return false };
+        let (differs, services) = servers.compared(seen);
         self.urgent.extend(services);
         differs
     }
@@ -480,6 +521,9 @@ impl Engine {
             servers.finished(&self.in_flight);
         }
         self.skeleton = None;
+        if self.cramped.is_some_and(|(service, _)| self.in_flight.contains(&service)) {
+            self.cramped = None;
+        }
         let mut outcome = self.results.take(&mut self.in_flight);
         for service in &outcome.services {
             outcome.triggers.extend(self.triggers.remove(service).unwrap_or_default());
@@ -503,10 +547,39 @@ impl Engine {
         Family::ALL.into_iter().flat_map(of).collect()
     }
 
-    /// The kernel had no room for the batch and took nothing of it.
-    pub fn postponed(&mut self) {
-        self.take_back();
+    /// The kernel had no room for the batch and took nothing of it. A Service that is alone too large is left out after
+    /// some attempts; it would keep back all that come after it.
+    pub fn postponed(&mut self) -> Option<Refusal> {
+        // Tables that are made anew hold nothing but what is in the same batch.
+        let whole = self.compiler.as_ref().is_some_and(Compiler::needs_rebuild);
+        let staged = self.take_back();
+        let fewest = self.batch_rows == FEWEST_BATCH_ROWS;
         self.batch_rows = (self.batch_rows / 2).max(FEWEST_BATCH_ROWS);
+        if whole || !fewest {
+            return None;
+        }
+        match *staged {
+            [only] if self.skeleton.is_none() => self.cramped(only),
+            // One of them may be large, or all of them beside tables that are yet to be made.
+            _ => {
+                self.bisect = Some(staged.len() / 2);
+                None
+            }
+        }
+    }
+
+    fn cramped(&mut self, only: ServiceId) -> Option<Refusal> {
+        let before = self.cramped.filter(|(service, _)| *service == only);
+        let times = before.map_or(1, |(_, times)| times + 1);
+        self.cramped = (times < MOST_CRAMPED).then_some((only, times));
+        if times < MOST_CRAMPED {
+            return None;
+        }
+        self.bisect = None;
+        let (owner, what) = (Some(Owner(only.0)), "there is no room for all its rows".to_owned());
+        let rejection = Rejection { op: None, owner, errno: ENOMEM, what };
+        self.refused.insert(only, rejection.clone());
+        Some(Refusal::LeftOut(vec![(only, rejection)]))
     }
 
     /// The kernel took nothing of the batch and named these operations.
@@ -640,6 +713,13 @@ impl Engine {
     /// Rows that the kernel is believed to have.
     pub fn row_counts(&self) -> Option<&RowCounts> {
         self.compiler.as_ref().map(Compiler::row_counts)
+    }
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(it) => it.is_link_local(),
+        IpAddr::V6(it) => it.is_unicast_link_local(),
     }
 }
 

@@ -305,15 +305,14 @@ impl Reporter {
         self.fill(&work, engine);
         self.weigh(engine);
         if work.operations > 0 {
-            info!(
-                trigger = if work.full { "full" } else { "changes" },
-                events = work.events,
-                services = work.services.len(),
-                operations = work.operations,
-                batches = work.batches,
-                ?took,
-                "synced"
-            );
+            let (events, services) = (work.events, work.services.len());
+            let (operations, batches) = (work.operations, work.batches);
+            if work.full {
+                info!(trigger = "full", events, services, operations, batches, ?took, "synced");
+            } else {
+                // Hundreds a second in a busy cluster, each of which costs as much as to compute what it tells of.
+                debug!(trigger = "changes", events, services, operations, batches, ?took, "synced");
+            }
         } else if work.verifying {
             debug!(?took, "others changed tables, not ours");
         } else if work.full {
@@ -433,6 +432,20 @@ impl Reporter {
                      is started again with that module."
                 );
                 (service, "IPVSSchedulerMissing", note)
+            }
+            ServerLimit::NoIpv6 => {
+                let note = "The kernel's IPVS knows no IPv6 (CONFIG_IP_VS_IPV6), so there are no virtual servers for cluster \
+                            IPs of that family; they are served by nftables alone."
+                    .to_owned();
+                warn!("{note}");
+                self.ports.recorder.record(Notice {
+                    kind: NoticeKind::Warning,
+                    reason: "IPVSWithoutIPv6",
+                    action: "Sync",
+                    note,
+                    regarding: Regarding::Node,
+                });
+                return;
             }
         };
         let Some(name) = cluster.name(*service) else { return };

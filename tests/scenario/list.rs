@@ -5,6 +5,7 @@ scenarios! {
     cluster_ip_general
     cluster_ip_internal_local
     cluster_ip_masquerades_what_is_no_pod
+    cluster_ip_that_is_the_nodes_address
     conflicting_services
     detector_bridge_interface
     detector_interface_name_prefix

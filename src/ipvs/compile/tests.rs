@@ -170,7 +170,7 @@ fn what_others_did_is_undone() {
     let observed = world.node.observed();
     let differences = world.compiler.observe(observed);
     assert!(differences.by_others);
-    assert_eq!(differences.owners, [Owner(1), Owner(2)]);
+    assert_eq!(differences.owners, [Owner(1), Owner(2)].into());
     world.touched.extend([Owner(1), Owner(2)]);
     world.check(&[
         "-a -t 10.96.0.1:80 -r 10.1.0.1:8080 -w 1",

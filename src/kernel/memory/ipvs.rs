@@ -7,16 +7,17 @@ use ipnet::IpNet;
 
 use super::Failure;
 use crate::ipvs::schema::{
-    Batch, Connections, Destination, Observed, ObservedDestination, ObservedInterface,
-    ObservedServer, Op, Scheduler, ServerKey, VirtualServer,
+    Batch, Connections, Destination, ObservedDestination, ObservedDestinations, ObservedInterface,
+    ObservedServer, Op, Outline, Scheduler, ServerKey, VirtualServer,
 };
-use crate::kernel::{Ipvs, IpvsError, IpvsSettings, ObservedConnections, Refused};
+use crate::kernel::{Ipvs, IpvsError, IpvsSettings, Refused};
 use crate::model::Family;
 use crate::nft::schema::Owner;
 
 const ENOENT: i32 = 2;
 const ESRCH: i32 = 3;
 const ENODEV: i32 = 19;
+const EAFNOSUPPORT: i32 = 97;
 const EINVAL: i32 = 22;
 const ERANGE: i32 = 34;
 
@@ -33,6 +34,8 @@ pub struct MemoryIpvs {
     pub servers: BTreeMap<ServerKey, ObservedServer>,
     pub schedulers: BTreeSet<Scheduler>,
     pub exclude_cidrs: Vec<IpNet>,
+    /// As a kernel without CONFIG_IP_VS_IPV6.
+    pub without_ipv6: bool,
     /// What [`Ipvs::prepare`] was last asked for.
     pub prepared: Option<IpvsSettings>,
     /// Batches that were carried out, whatever the caller was told.
@@ -57,6 +60,7 @@ impl Default for MemoryIpvs {
             servers: BTreeMap::new(),
             schedulers: SCHEDULERS.iter().filter_map(|it| Scheduler::new(it)).collect(),
             exclude_cidrs: Vec::new(),
+            without_ipv6: false,
             prepared: None,
             committed: 0,
             operations: 0,
@@ -144,6 +148,9 @@ impl MemoryIpvs {
     }
 
     fn refusal(&self, owner: Option<Owner>, op: &Op) -> Option<i32> {
+        if self.without_ipv6 && server_of(op).is_some_and(|it| it.address.is_ipv6()) {
+            return Some(EAFNOSUPPORT);
+        }
         let by_owner = owner.and_then(|it| self.refused.get(&it));
         let by_server = server_of(op).and_then(|it| self.refused_servers.get(&it));
         by_owner.or(by_server).copied()
@@ -232,12 +239,20 @@ impl Ipvs for MemoryIpvs {
         Ok(())
     }
 
-    fn observe(&mut self) -> Result<Observed, IpvsError> {
-        let Some(mut interface) = self.interface.clone() else { return Ok(Observed::default()) };
+    fn outline(&mut self) -> Result<Outline, IpvsError> {
+        let Some(mut interface) = self.interface.clone() else { return Ok(Outline::default()) };
         interface.addresses.retain(|it| !self.is_excluded(*it));
-        let mut servers = self.servers.clone();
-        servers.retain(|it, _| interface.addresses.contains(&it.address));
-        Ok(Observed { interface: Some(interface), servers })
+        let ours = self.servers.iter().filter(|(it, _)| interface.addresses.contains(&it.address));
+        let servers = ours.map(|(key, it)| (*key, it.server)).collect();
+        Ok(Outline { interface: Some(interface), servers })
+    }
+
+    fn destinations(
+        &mut self,
+        servers: &[ServerKey],
+    ) -> Result<BTreeMap<ServerKey, ObservedDestinations>, IpvsError> {
+        let of = |key: &ServerKey| self.servers.get(key).map(|it| it.destinations.clone());
+        Ok(servers.iter().map(|key| (*key, of(key).unwrap_or_default())).collect())
     }
 
     fn commit(&mut self, batch: &Batch) -> Result<Vec<Refused>, IpvsError> {
@@ -268,18 +283,6 @@ impl Ipvs for MemoryIpvs {
                 Err(failed("told to lose the second half of the batch"))
             }
         }
-    }
-
-    fn connections(
-        &mut self,
-        servers: &[ServerKey],
-    ) -> Result<Vec<ObservedConnections>, IpvsError> {
-        let destinations = |key: &ServerKey| {
-            let key = *key;
-            let all = self.servers.get(&key).into_iter().flat_map(|it| &it.destinations);
-            all.map(move |(destination, it)| (key, *destination, it.connections))
-        };
-        Ok(servers.iter().flat_map(destinations).collect())
     }
 
     fn remove_interface(&mut self) -> Result<(), IpvsError> {

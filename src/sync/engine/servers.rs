@@ -4,13 +4,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use ipnet::{IpNet, Ipv6Net};
+
 use crate::forward::ServiceForwarding;
 use crate::ipvs::compile::{Compiler, Differences, Failure, MissingScheduler};
-use crate::ipvs::schema::{Batch, Observed, ServerKey};
+use crate::ipvs::schema::{Batch, Observed, ObservedDestinations, Op, Outline, ServerKey};
 use crate::ipvs::split::{self, Split};
 use crate::kernel::{ObservedConnections, Refused, Rejection};
 use crate::model::{Family, ServiceId};
 use crate::nft::schema::Owner;
+
+/// `EAFNOSUPPORT`: the kernel's IPVS was built without IPv6 (`ip_vs_genl_parse_service` in ip_vs_ctl.c).
+const EAFNOSUPPORT: i32 = 97;
 
 /// How often in a row a refusal makes us look again before it is taken for what it says.
 const MOST_LOOKS: u32 = 2;
@@ -30,6 +35,8 @@ pub(super) struct Servers {
     /// Who was told that nft serves them alone.
     excluded: BTreeSet<(ServiceId, IpAddr)>,
     told: Vec<ServerLimit>,
+    /// The kernel's IPVS knows no IPv6.
+    without_ipv6: bool,
     /// Staged, and to be staged for nft as well.
     picked: Vec<Picked>,
 }
@@ -50,6 +57,8 @@ pub enum ServerLimit {
     Excluded { service: ServiceId, address: IpAddr },
     /// The kernel does not have its scheduler.
     Scheduler { service: ServiceId, wanted: String, used: String },
+    /// The kernel's IPVS knows no IPv6: nft serves all cluster IPs of that family alone.
+    NoIpv6,
 }
 
 /// What became of a batch.
@@ -74,6 +83,7 @@ impl Servers {
             planned: None,
             excluded: BTreeSet::new(),
             told: Vec::new(),
+            without_ipv6: false,
             picked: Vec::new(),
         }
     }
@@ -107,8 +117,20 @@ impl Servers {
     /// Returns whether that is something else than believed, and the Services that have to be written for it.
     pub(super) fn observed(&mut self, observed: Observed) -> (bool, Vec<ServiceId>) {
         self.known = true;
-        let Differences { by_others, owners } = self.compiler.observe(observed);
-        (by_others, owners.into_iter().map(|it| ServiceId(it.0)).collect())
+        told(self.compiler.observe(observed))
+    }
+
+    /// As [`Servers::observed`], but for destinations.
+    pub(super) fn outlined(&mut self, outline: Outline) -> (bool, Vec<ServiceId>) {
+        told(self.compiler.outline(outline))
+    }
+
+    /// As [`Servers::observed`], the destinations of a few virtual servers.
+    pub(super) fn compared(
+        &mut self,
+        seen: BTreeMap<ServerKey, ObservedDestinations>,
+    ) -> (bool, Vec<ServiceId>) {
+        told(self.compiler.compare(seen))
     }
 
     pub(super) fn prune(&mut self) {
@@ -134,7 +156,8 @@ impl Servers {
     ) -> usize {
         let Split { forwarding, servers, excluded } = self.split(families, &original);
         for address in excluded {
-            if self.excluded.insert((service, address)) {
+            if !(self.without_ipv6 && address.is_ipv6()) && self.excluded.insert((service, address))
+            {
                 self.told.push(ServerLimit::Excluded { service, address });
             }
         }
@@ -181,7 +204,13 @@ impl Servers {
                 self.compiler.done(op);
                 continue;
             };
-            let failure = self.compiler.failed(op, errno, &is_local);
+            let failure = match op {
+                Op::AddServer(key, _) if errno == EAFNOSUPPORT && key.address.is_ipv6() => {
+                    self.do_without_ipv6();
+                    Failure::Again
+                }
+                _ => self.compiler.failed(op, errno, &is_local),
+            };
             let look = failure == Failure::Look && self.looks < MOST_LOOKS;
             if look {
                 self.known = false;
@@ -202,6 +231,14 @@ impl Servers {
         }
         judged.refused.retain(|it, _| !judged.again.contains(it));
         judged
+    }
+
+    /// The other family's half of a Service is not to suffer for it.
+    fn do_without_ipv6(&mut self) {
+        let Some(split) = self.split.as_mut().filter(|_| !self.without_ipv6) else { return };
+        self.without_ipv6 = true;
+        split.exclude_cidrs.push(IpNet::V6(Ipv6Net::default()));
+        self.told.push(ServerLimit::NoIpv6);
     }
 
     /// Rows of `ipvs-draining` for a batch after which the rows of these Services are as wanted; `None` as long as they
@@ -250,4 +287,9 @@ impl Servers {
     pub(super) fn compiler(&self) -> &Compiler {
         &self.compiler
     }
+}
+
+fn told(differences: Differences) -> (bool, Vec<ServiceId>) {
+    let Differences { by_others, owners } = differences;
+    (by_others, owners.into_iter().map(|it| ServiceId(it.0)).collect())
 }

@@ -20,6 +20,7 @@ use crate::sync::facts::VirtualServers;
 const RESOURCES: [Resource; 4] =
     [Resource::Service, Resource::EndpointSlice, Resource::Node, Resource::ServiceCidr];
 
+mod comparison;
 mod damage;
 mod servers;
 
@@ -62,6 +63,7 @@ proptest! {
                 Event::FailServers(nth, failure) => host.ipvs.fail_commit(nth, failure),
                 Event::RefuseServers(owner) => host.ipvs.refuse_owner(Owner(owner), ENOMEM),
                 Event::Compare => drop(host.engine.servers_observed(host.ipvs.observe().unwrap())),
+                Event::Piece => drop(host.compare_piece()),
                 Event::Drained => host.drain(),
             }
         }
@@ -114,6 +116,8 @@ enum Event {
     RefuseServers(u32),
     /// Virtual servers are compared with what is believed.
     Compare,
+    /// The next piece of such a comparison.
+    Piece,
     /// Nobody has connections any more.
     Drained,
 }
@@ -143,6 +147,7 @@ fn event() -> impl Strategy<Value = Event> {
         1 => (1..4_usize, server_failure()).prop_map(|(nth, it)| Event::FailServers(nth, it)),
         1 => (0..4_u32).prop_map(Event::RefuseServers),
         1 => Just(Event::Compare),
+        3 => Just(Event::Piece),
         1 => Just(Event::Drained),
     ]
 }
@@ -363,6 +368,54 @@ fn a_kernel_without_room_is_given_smaller_batches_until_they_fit() {
 }
 
 #[test]
+fn a_service_for_which_there_is_never_room_delays_no_other() {
+    let mut host = Host::started();
+    host.settle();
+    let hosts: Vec<String> = (0..3_000_u16)
+        .map(|it| it.to_be_bytes())
+        .map(|[high, low]| format!("10.2.{high}.{low}"))
+        .collect();
+    let hosts: Vec<&str> = hosts.iter().map(String::as_str).collect();
+    // The numbers of Services are given out in this order, and those are the order of writing.
+    for n in 1..=9 {
+        let name = format!("ns/s{n}");
+        host.engine.apply(Change::ServiceApplied(service(&name, &format!("10.96.0.{n}"))));
+        let few = endpoint(&name, n, 1);
+        let many = || Change::SliceApplied(slice(&format!("{name}-1"), &name, &hosts));
+        host.engine.apply(if n == 3 { many() } else { few });
+    }
+    host.kernel.room = Some(2_000);
+    host.settle();
+    for n in 1..=9 {
+        assert_eq!(host.backends(n).len(), usize::from(n != 3), "{n}");
+    }
+    assert_eq!(host.engine.refused_count(), 1);
+    host.engine.apply(endpoint("ns/s7", 7, 2));
+    host.settle();
+    assert_eq!(host.backends(7), [ip("10.1.7.2")]);
+    host.kernel.room = None;
+    host.forgive();
+    host.settle();
+    assert_eq!(host.backends(3).len(), 3_000);
+}
+
+#[test]
+fn a_kernel_without_room_for_anybody_blames_nobody_at_once() {
+    let mut host = Host::started();
+    host.engine.apply(Change::ServiceApplied(service("ns/a", "10.96.0.1")));
+    host.settle();
+    host.kernel.room = Some(0);
+    host.engine.apply(endpoint("ns/a", 1, 1));
+    for _ in 1..MOST_CRAMPED {
+        assert!(host.pass().is_none());
+    }
+    assert_eq!(host.engine.refused_count(), 0);
+    host.kernel.room = None;
+    host.settle();
+    assert_eq!(host.backends(1), [ip("10.1.1.1")]);
+}
+
+#[test]
 fn a_kernel_that_does_not_hold_what_is_believed_is_looked_at_before_a_service_is_blamed() {
     let mut host = Host::started();
     host.engine.apply(Change::ServiceApplied(service("ns/a", "10.96.0.1")));
@@ -543,6 +596,9 @@ impl Host {
         if !self.change_servers(&batch) {
             return None;
         }
+        if self.engine.waits_for_servers() {
+            return None;
+        }
         let batch = self.engine.plan();
         if !batch.is_empty() {
             match self.kernel.commit(&batch) {
@@ -552,7 +608,7 @@ impl Host {
                     return None;
                 }
                 Err(KernelError::NoRoom { .. }) => {
-                    self.engine.postponed();
+                    drop(self.engine.postponed());
                     return None;
                 }
                 Err(_) => {

@@ -72,6 +72,42 @@ fn excluded_cluster_ips_are_served_by_nft_alone() {
     assert_eq!(host.servers().0, BTreeSet::from([ip("10.96.0.1")]));
 }
 
+/// A kernel without CONFIG_IP_VS_IPV6: that half of a Service is nft's, and no moment is without the other one.
+#[test]
+fn without_ipv6_in_ipvs_the_other_family_is_served_all_the_same() {
+    let dual = |host: &mut Host| {
+        for n in 1..=3 {
+            let title = format!("ns/a{n}");
+            let v6 = service(&title, &format!("fd00::{n}")).v6;
+            let both = Service { v6, ..service(&title, &format!("10.96.0.{n}")) };
+            host.engine.apply(Change::ServiceApplied(both));
+            host.engine.apply(endpoint(&title, n, 1));
+            let slice = slice(&format!("{title}-6"), &title, &[&format!("fd01::{n}")]);
+            host.engine.apply(Change::SliceApplied(slice));
+        }
+    };
+    let mut host = Host::started();
+    dual(&mut host);
+    host.settle();
+    host.ipvs.without_ipv6 = true;
+    let mut host = host.restarted(balanced(settings(0)));
+    dual(&mut host);
+    while host.engine.has_work() {
+        drop(host.pass());
+        for family in Family::ALL {
+            assert_eq!(host.kernel.tables.rows(family, SetName::Endpoints).count(), 3);
+        }
+    }
+    assert_eq!(host.engine.refused_count(), 0);
+    for n in 1..=3 {
+        assert_eq!(host.reached(n), [format!("10.1.{n}.1")]);
+    }
+    assert_eq!(host.engine.take_server_limits(), [ServerLimit::NoIpv6]);
+    host.engine.apply(endpoint("ns/a1", 1, 2));
+    host.settle();
+    assert_eq!(host.reached(1), ["10.1.1.2"]);
+}
+
 #[test]
 fn weights_are_those_of_the_slices() {
     let mut host = Host::started_with(balanced(settings(0)));

@@ -7,6 +7,7 @@ mod cleanup;
 mod command;
 mod contract;
 mod cost;
+mod drift;
 mod faults;
 mod host;
 mod interface;

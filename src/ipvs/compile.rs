@@ -56,8 +56,10 @@ pub struct Compiler {
     uncompared: BTreeMap<ServerKey, VirtualServer>,
     drains: Drains,
     pruned: bool,
-    told: BTreeSet<(Owner, Scheduler)>,
+    /// Who is not served by the scheduler that it wants.
+    lacking: BTreeMap<Owner, Scheduler>,
     limits: Vec<MissingScheduler>,
+    found: Vec<FoundScheduler>,
 }
 
 /// The kernel does not have a Service's scheduler; it is served by another one.
@@ -66,6 +68,13 @@ pub struct MissingScheduler {
     pub owner: Owner,
     pub wanted: Scheduler,
     pub used: Scheduler,
+}
+
+/// The kernel has got a Service's scheduler meanwhile, and it is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FoundScheduler {
+    pub owner: Owner,
+    pub scheduler: Scheduler,
 }
 
 /// What follows from a refusal.
@@ -95,8 +104,9 @@ impl Compiler {
             uncompared: BTreeMap::new(),
             drains: Drains::new(bound),
             pruned: false,
-            told: BTreeSet::new(),
+            lacking: BTreeMap::new(),
             limits: Vec::new(),
+            found: Vec::new(),
         }
     }
 
@@ -123,6 +133,11 @@ impl Compiler {
     /// Makes these the owner's virtual servers. One that another owner still has goes over to this one.
     pub fn stage(&mut self, owner: Owner, wanted: Vec<WantedServer>) {
         let new: Box<[ServerKey]> = wanted.iter().map(|it| it.key).collect();
+        if let Some(lacking) = self.lacking.get(&owner)
+            && wanted.iter().all(|it| it.server.scheduler != *lacking)
+        {
+            self.lacking.remove(&owner);
+        }
         let old = self.owners.remove(&owner).unwrap_or_default();
         for key in old.iter().filter(|it| new.binary_search(it).is_err()) {
             let Some(state) = self.servers.get_mut(key).filter(|it| it.owner == Some(owner)) else {
@@ -146,7 +161,7 @@ impl Compiler {
         let WantedServer { key, mut server, destinations, serving } = wanted;
         if self.missing.contains(&server.scheduler) {
             let (wanted, used) = (server.scheduler, self.fallback);
-            if self.told.insert((owner, wanted)) {
+            if self.lacking.insert(owner, wanted) != Some(wanted) {
                 self.limits.push(MissingScheduler { owner, wanted, used });
             }
             server = VirtualServer { scheduler: used, scheduler_flags: 0, ..server };
@@ -253,8 +268,13 @@ impl Compiler {
                 if let Some(seen) = self.uncompared.get_mut(&key) {
                     *seen = server;
                 }
-                if let Some(state) = self.servers.get_mut(&key) {
-                    state.held = Some(server);
+                let Some(state) = self.servers.get_mut(&key) else { return };
+                state.held = Some(server);
+                if let Some(owner) = state.owner
+                    && self.lacking.get(&owner) == Some(&server.scheduler)
+                {
+                    self.lacking.remove(&owner);
+                    self.found.push(FoundScheduler { owner, scheduler: server.scheduler });
                 }
             }
             Op::DeleteServer(key) => self.server_deleted(key),
@@ -402,9 +422,25 @@ impl Compiler {
         (held.count(), destinations.sum())
     }
 
-    /// Each once, since the last call.
+    /// Each once as long as it is missing, since the last call.
     pub fn take_missing_schedulers(&mut self) -> Vec<MissingScheduler> {
         std::mem::take(&mut self.limits)
+    }
+
+    /// Schedulers that came late, since the last call.
+    pub fn take_found_schedulers(&mut self) -> Vec<FoundScheduler> {
+        std::mem::take(&mut self.found)
+    }
+
+    /// Missing schedulers may have been loaded meanwhile. Returns who has to be staged again to find out.
+    pub fn retry_schedulers(&mut self) -> Vec<Owner> {
+        self.missing.clear();
+        self.lacking.keys().copied().collect()
+    }
+
+    /// How many owners are not served by the scheduler that they want.
+    pub fn lacking_schedulers(&self) -> usize {
+        self.lacking.len()
     }
 
     /// What the kernel is believed to have, in the form of an observation.

@@ -70,7 +70,10 @@ pub enum Op {
     /// An address that is not there is no error.
     UnbindAddress(IpAddr),
     AddServer(ServerKey, VirtualServer),
-    /// Keeps its connections.
+    /// Keeps its connections. With another scheduler the kernel takes the old one away, waits for a grace period of RCU, some
+    /// ten milliseconds, and only then sets the new one (`ip_vs_edit_service` in ip_vs_ctl.c): new connections are refused
+    /// meanwhile. That cannot be avoided in place, and to delete the virtual server would end the old connections as well.
+    /// A scheduler that is missing changes nothing: it is looked up first.
     SetServer(ServerKey, VirtualServer),
     /// Its destinations go with it. One that is not there is no error.
     DeleteServer(ServerKey),

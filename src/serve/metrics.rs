@@ -253,6 +253,11 @@ impl Metrics {
         self.families.ipvs_schedulers_missing.inc();
     }
 
+    /// How many Services have the default scheduler for that reason now.
+    pub fn ipvs_schedulers_lacking(&self, services: usize) {
+        self.families.ipvs_schedulers_lacking.set(number(services));
+    }
+
     /// Stale flows of this family were looked for.
     pub fn conntrack_reconciled(&self, family: Family, deleted: u64, took: Duration) {
         let family = [label(family)];

@@ -19,6 +19,10 @@ const SERVERS_AT_ONCE: usize = 32;
 /// virtual servers there are: IPVS lists their destinations one virtual server at a time.
 const REST: u32 = 49;
 
+/// But not longer than this. Only an outline of very many virtual servers takes longer than a fiftieth of it, and that is one
+/// piece in a hundred.
+const LONGEST_REST: Duration = Duration::from_secs(1);
+
 /// How often connections of what drains are counted.
 const COUNT_EVERY: Duration = Duration::from_secs(2);
 
@@ -64,7 +68,8 @@ impl Balancing {
 
     /// Goes on at that time, but not before it has rested from what began at `began`. `None`: never.
     fn rest(&mut self, began: Instant, at: Option<Instant>) {
-        let rested = now().checked_add(began.elapsed().saturating_mul(REST));
+        let rest = began.elapsed().saturating_mul(REST).min(LONGEST_REST);
+        let rested = now().checked_add(rest);
         self.compare_at = rested.zip(at).map(|(rested, at)| rested.max(at));
     }
 
@@ -228,6 +233,7 @@ impl<K: Kernel> Sync<K> {
         let began = now();
         let piece = match ipvs.under_way.is_some() {
             false => ipvs.outline().map(|outline| {
+                self.engine.retry_schedulers();
                 let differs = self.engine.servers_outlined(outline);
                 (differs, self.engine.uncompared_servers(1).is_empty())
             }),

@@ -436,6 +436,12 @@ impl Engine {
         differs
     }
 
+    /// Schedulers that were missing may have been loaded meanwhile: gives Services that want them another chance.
+    pub fn retry_schedulers(&mut self) {
+        let again = self.servers.as_mut().map(Servers::retry_schedulers);
+        self.urgent.extend(again.unwrap_or_default());
+    }
+
     /// The next virtual servers to read for that comparison; none: it has ended.
     pub fn uncompared_servers(&self, most: usize) -> Vec<ServerKey> {
         self.servers.as_ref().map(|it| it.compiler().uncompared(most)).unwrap_or_default()

@@ -301,6 +301,7 @@ impl Reporter {
         if let Some(servers) = engine.servers().filter(|_| work.operations > 0) {
             let (count, destinations) = servers.counts();
             self.ports.metrics.ipvs_servers(count, destinations, servers.draining().len());
+            self.ports.metrics.ipvs_schedulers_lacking(servers.lacking_schedulers());
         }
         self.fill(&work, engine);
         self.weigh(engine);
@@ -373,7 +374,7 @@ impl Reporter {
              tried again regularly and when it changes."
         );
         warn!(service = %name, %rejection, "the kernel refuses the rules of a Service");
-        self.notice(cluster, name, "RulesRefused", note);
+        self.notice(cluster, name, NoticeKind::Warning, "RulesRefused", note);
     }
 
     pub(super) fn conflicts(&self, cluster: &Cluster, conflicts: Conflicts, present: usize) {
@@ -388,7 +389,7 @@ impl Reporter {
                 conflict.winner
             );
             warn!(service = %conflict.loser, winner = %conflict.winner, at = place(&conflict.at), "an address is claimed twice");
-            self.notice(cluster, &conflict.loser, "AddressConflict", note);
+            self.notice(cluster, &conflict.loser, NoticeKind::Warning, "AddressConflict", note);
         }
         for conflict in conflicts.ended {
             info!(service = %conflict.loser, at = place(&conflict.at), "an address is no longer claimed twice");
@@ -412,7 +413,7 @@ impl Reporter {
             }
         };
         warn!(service = %name, note);
-        self.notice(cluster, name, "LimitReached", note);
+        self.notice(cluster, name, NoticeKind::Warning, "LimitReached", note);
     }
 
     /// Something about the virtual servers of a Service.
@@ -428,8 +429,8 @@ impl Reporter {
             ServerLimit::Scheduler { service, wanted, used } => {
                 self.ports.metrics.ipvs_scheduler_missing();
                 let note = format!(
-                    "The kernel has no scheduler {wanted} (module ip_vs_{wanted}); {used} is used until this node's proxy \
-                     is started again with that module."
+                    "The kernel has no scheduler {wanted} (module ip_vs_{wanted}); {used} is used until it has. It is looked \
+                     for every ipvs.syncPeriod."
                 );
                 (service, "IPVSSchedulerMissing", note)
             }
@@ -447,10 +448,17 @@ impl Reporter {
                 });
                 return;
             }
+            ServerLimit::SchedulerFound { service, scheduler } => {
+                let Some(name) = cluster.name(*service) else { return };
+                let note = format!("The kernel has the scheduler {scheduler} now; it is used.");
+                info!(service = %name, note);
+                let (kind, reason) = (NoticeKind::Normal, "IPVSSchedulerFound");
+                return self.notice(cluster, name, kind, reason, note);
+            }
         };
         let Some(name) = cluster.name(*service) else { return };
         warn!(service = %name, note);
-        self.notice(cluster, name, reason, note);
+        self.notice(cluster, name, NoticeKind::Warning, reason, note);
     }
 
     /// Operations on virtual servers were carried out, but for some.
@@ -469,14 +477,20 @@ impl Reporter {
         self.families.iter().for_each(|family| self.ports.metrics.drift_repaired(*family));
     }
 
-    fn notice(&self, cluster: &Cluster, name: &ObjectName, reason: &'static str, note: String) {
+    fn notice(
+        &self,
+        cluster: &Cluster,
+        name: &ObjectName,
+        kind: NoticeKind,
+        reason: &'static str,
+        note: String,
+    ) {
         let service = cluster.id(name).and_then(|it| cluster.service(it));
         let regarding = Regarding::Object {
             resource: Resource::Service,
             name: name.clone(),
             uid: service.and_then(|it| it.uid),
         };
-        let kind = NoticeKind::Warning;
         self.ports.recorder.record(Notice { kind, reason, action: "Sync", note, regarding });
     }
 }

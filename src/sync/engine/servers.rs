@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use ipnet::{IpNet, Ipv6Net};
 
 use crate::forward::ServiceForwarding;
-use crate::ipvs::compile::{Compiler, Differences, Failure, MissingScheduler};
+use crate::ipvs::compile::{Compiler, Differences, Failure, FoundScheduler, MissingScheduler};
 use crate::ipvs::schema::{Batch, Observed, ObservedDestinations, Op, Outline, ServerKey};
 use crate::ipvs::split::{self, Split};
 use crate::kernel::{ObservedConnections, Refused, Rejection};
@@ -59,6 +59,8 @@ pub enum ServerLimit {
     Scheduler { service: ServiceId, wanted: String, used: String },
     /// The kernel's IPVS knows no IPv6: nft serves all cluster IPs of that family alone.
     NoIpv6,
+    /// The kernel has it now.
+    SchedulerFound { service: ServiceId, scheduler: String },
 }
 
 /// What became of a batch.
@@ -131,6 +133,11 @@ impl Servers {
         seen: BTreeMap<ServerKey, ObservedDestinations>,
     ) -> (bool, Vec<ServiceId>) {
         told(self.compiler.compare(seen))
+    }
+
+    /// Schedulers that were missing may be there now. Returns the Services that want them.
+    pub(super) fn retry_schedulers(&mut self) -> Vec<ServiceId> {
+        self.compiler.retry_schedulers().into_iter().map(|it| ServiceId(it.0)).collect()
     }
 
     pub(super) fn prune(&mut self) {
@@ -281,6 +288,11 @@ impl Servers {
         };
         let mut told = std::mem::take(&mut self.told);
         told.extend(self.compiler.take_missing_schedulers().into_iter().map(missing));
+        let found = |it: FoundScheduler| ServerLimit::SchedulerFound {
+            service: ServiceId(it.owner.0),
+            scheduler: it.scheduler.name().to_owned(),
+        };
+        told.extend(self.compiler.take_found_schedulers().into_iter().map(found));
         told
     }
 

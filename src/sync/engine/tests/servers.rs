@@ -57,6 +57,46 @@ fn a_scheduler_that_the_kernel_lacks_is_told_once_and_another_serves() {
 }
 
 #[test]
+fn a_scheduler_that_comes_late_is_used_and_told_once() {
+    let mut host = Host::started_with(balanced(settings(0)));
+    let scheduler = Scheduler::new("mh").unwrap();
+    host.ipvs.schedulers.remove(&scheduler);
+    let mut wanted = service("ns/a1", "10.96.0.1");
+    wanted.ipvs_scheduler = Some(scheduler);
+    host.engine.apply(Change::ServiceApplied(wanted.clone()));
+    host.engine.apply(endpoint("ns/a1", 1, 1));
+    host.settle();
+    host.engine.take_server_limits();
+    // Not there yet: the Service is served as before, and nobody hears of it again.
+    host.engine.retry_schedulers();
+    host.settle();
+    assert!(host.servers().1.starts_with("-A -t 10.96.0.1:80 -s rr"), "{}", host.servers().1);
+    assert_eq!(host.engine.take_server_limits(), []);
+    assert_eq!(lacking(&host), 1);
+    host.ipvs.schedulers.insert(scheduler);
+    host.engine.retry_schedulers();
+    host.settle();
+    assert!(host.servers().1.starts_with("-A -t 10.96.0.1:80 -s mh"), "{}", host.servers().1);
+    let found = ServerLimit::SchedulerFound { service: ServiceId(0), scheduler: "mh".to_owned() };
+    assert_eq!(host.engine.take_server_limits(), [found]);
+    assert_eq!(lacking(&host), 0);
+    // Who wants another one does not lack the old one any more.
+    host.ipvs.schedulers.remove(&Scheduler::new("lc").unwrap());
+    wanted.ipvs_scheduler = Scheduler::new("lc");
+    host.engine.apply(Change::ServiceApplied(wanted.clone()));
+    host.settle();
+    assert_eq!(lacking(&host), 1);
+    wanted.ipvs_scheduler = None;
+    host.engine.apply(Change::ServiceApplied(wanted));
+    host.settle();
+    assert_eq!(lacking(&host), 0);
+}
+
+fn lacking(host: &Host) -> usize {
+    host.engine.servers().unwrap().lacking_schedulers()
+}
+
+#[test]
 fn excluded_cluster_ips_are_served_by_nft_alone() {
     let mut with = balanced(settings(0));
     let split = &mut with.ipvs.as_mut().unwrap().split;

@@ -18,6 +18,7 @@ mod live;
 mod live_traffic;
 mod prometheus;
 mod ready;
+mod single_stack;
 
 /// Back-off, spread lists and the five seconds between two looks at a file, on a busy machine.
 const SOON: Duration = Duration::from_secs(90);

@@ -502,6 +502,15 @@ fn node_port_ranges_by_family() {
     assert_eq!(shown(&two, Family::V4).as_deref(), Some("10.0.0.0/8"));
     assert_eq!(shown(&two, Family::V6).as_deref(), Some("fd00::/8"));
     assert_eq!(shown(&within(&["10.0.0.0/8", "0.0.0.0/0"]), Family::V4), None);
+    let forgotten =
+        |selector: NodePortSelector| selector.forgotten(&Family::ALL).collect::<Vec<_>>();
+    assert_eq!(forgotten(two), []);
+    assert_eq!(forgotten(within(&["fd00::/8"])), [Family::V4]);
+    assert_eq!(within(&["fd00::/8"]).forgotten(&[Family::V6]).count(), 0);
+    assert_eq!(
+        (forgotten(NodePortSelector::All), forgotten(NodePortSelector::Primary)),
+        (vec![], vec![])
+    );
 }
 
 #[test]

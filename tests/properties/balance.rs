@@ -16,9 +16,9 @@ const MOST_ENDPOINTS: u8 = 9;
 
 /// Connections through each cluster IP.
 ///
-/// Each of the eight tests that can fail does so once in 10,000 times without cause (`is_balanced`), all of them
-/// together once in 1,250. What they see: two of nine endpoints that are 30 % off, one up and one down, in nearly every
-/// run; a draw over eight slots without rejection, which gives some of five endpoints twice what others get, always.
+/// Each of the eight tests that can fail does so once in a million times without cause (`is_balanced`). What they see: two
+/// of nine endpoints that are 30 % off, one up and one down, in most runs; a draw over eight slots without rejection, which
+/// gives some of five endpoints twice what others get, always.
 const CONNECTIONS: u32 = 2_500;
 
 #[test]

@@ -123,10 +123,14 @@ fn cleanup(node: &Node) -> std::process::Output {
 fn stands_by(node: &Node, second: &Proxy<'_>) {
     let alive = || node.page(20256, "/livez").map_err(|why| format!("{why}; {}", second.log()));
     assert_eq!(poll(LONG, alive).unwrap().status, 200, "its kubelet lets it live");
+    let waiting = || {
+        let ready = node.page(20256, "/readyz")?;
+        assert_eq!(ready.status, 503);
+        let waits = ready.body.contains("the end of the other kube-ferry");
+        waits.then_some(()).ok_or(ready.body)
+    };
+    poll(LONG, waiting).unwrap();
     assert_eq!(node.page(20256, "/healthz").unwrap().status, 503, "and it is not ready");
-    let ready = node.page(20256, "/readyz").unwrap();
-    assert_eq!(ready.status, 503);
-    assert!(ready.body.contains("the end of the other kube-ferry"), "{}", ready.body);
     assert_eq!(node.metric(20249, "kubeferry_standing_by"), Some(1.0));
     let log = second.log();
     let told = "another kube-ferry runs in this network namespace (process ";

@@ -11,7 +11,7 @@ release_of() {
         6.1) echo bookworm ;;
         6.12) echo trixie ;;
         newest) echo sid ;;
-        *) die "no kernel $1: 6.1, 6.12, newest, uml-7 or ipvs" ;;
+        *) die "no kernel $1: 6.1, 6.12, newest, uml-6.1, uml-6.12, uml-7 or ipvs" ;;
     esac
 }
 

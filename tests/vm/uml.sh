@@ -3,12 +3,13 @@
 # The kernel is then an ordinary program: it boots in half a second and computes at the machine's own speed, where
 # the emulation of a PC computes 15 to 30 times slower. It has to be built once (a few minutes on two processors).
 
-# uml_source KERNEL: the Debian release that has its source. Not 6.1 of bookworm: it has no seccomp mode (6.16 has), and by
-# ptrace its first program ends with a segmentation fault on newer hosts.
+# uml_source KERNEL: the Debian release that has its source.
 uml_source() {
     case $1 in
+        uml-6.1) echo bookworm ;;
+        uml-6.12) echo trixie ;;
         uml-7) echo trixie-backports ;;
-        *) die "no kernel $1: 6.1, 6.12, newest, uml-7 or ipvs" ;;
+        *) die "no kernel $1: 6.1, 6.12, newest, uml-6.1, uml-6.12, uml-7 or ipvs" ;;
     esac
 }
 
@@ -42,11 +43,21 @@ prepare_uml() {
     mkdir "$new/src" "$new/build"
     for pattern in $(set -f && echo $uml_left_out); do excluded+=("--exclude=$pattern"); done
     tar xf "$archive" -C "$new/src" --strip-components=1 --wildcards "${excluded[@]}" || die "cannot unpack $archive"
+    mend_uml "$new/src"
     build_uml "$new"
     build_uml_initramfs "$new"
     rm -rf "$new/deb" "$new/src" "$new/build"
     mv "$new" "$2"
     say "built User-Mode Linux $(cat "$2/version") in $((SECONDS - started)) s"
+}
+
+# mend_uml SOURCES: kernels before 6.13 keep 2696 bytes of a program's registers, and processors with AMX have 11008: the
+# first program ends with a segmentation fault. The patch is for them; other sources do not have the line.
+mend_uml() {
+    ! grep -q 'HOST_FP_SIZE, 2696' "$1/arch/x86/um/user-offsets.c" || {
+        need patch patch
+        patch -s -d "$1" -p1 <"$here/uml-xstate.patch" || die "uml-xstate.patch does not fit these sources"
+    }
 }
 
 # build_uml FOLDER: src and uml.config to linux.
@@ -82,11 +93,15 @@ build_uml_initramfs() {
 #
 # On one processor of the host, because kernel and program take turns: between two, each system call takes five
 # times as long, for the wake-ups. Its memory is a file without a name; in /dev/shm it never gets to a disk.
+#
+# Kernels without seccomp mode (6.16 has it) fork for each program, and from the C library a child inherits an area for rseq(2) that
+# the kernel then unmaps: the host ends the child when it writes there. So the C library is told to ask for none.
 start_uml() {
     local processors
     processors=$(taskset -cp $$ | sed 's/.*: //; s/,/\n/g' | awk -F- '{ for (i = $1; i <= $NF; i++) print i }')
     [ ! -w /dev/shm ] || export TMPDIR=/dev/shm
     exec 5>"$run/status"
+    export GLIBC_TUNABLES=glibc.pthread.rseq=0
     exec setpriv --pdeathsig TERM timeout --kill-after=5 "$timeout" setpriv --pdeathsig KILL \
         taskset -c "$(pick $processors)" "$1/linux" "mem=${memory}M" "initrd=$1/initramfs" \
         con=null con0=null,fd:1 con1=null,fd:3 con2=null,fd:4 con3=null,fd:5 quiet loglevel=4 panic=-1 seccomp=on \

@@ -18,12 +18,19 @@ install = @missing=(); \
 		apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "$${missing[@]}" >/dev/null; \
 	fi
 
-.PHONY: soak test demo bench docs
+.PHONY: soak test laws demo bench docs
 
+# Laws are tried on the same random cases every time, so that what fails is what has changed; `make laws` tries others.
+test test-ipvs: export PROPTEST_RNG_SEED := 1
 test:
 	$(call install,$(NEEDED))
 	$(MAKE) --no-print-directory kubectl
 	cargo test --locked --no-fail-fast
+
+# LAWS_ROUNDS times (20) the laws of the pure rooms, on new random cases. What fails is kept in proptest-regressions.
+laws:
+	cargo test --locked --lib --no-run
+	for ((round = 1; round <= $${LAWS_ROUNDS:-20}; round++)); do cargo test --locked --lib --quiet || exit 1; done
 
 # The manual page and shell completions, in target/docs.
 docs:

@@ -63,7 +63,7 @@ pub struct PortForwarding {
     /// Name of the Service port, possibly empty.
     pub port_name: Arc<str>,
     pub protocol: Protocol,
-    /// Only frontends that this Service owns: a claim that lost against an older Service is not here.
+    /// Only frontends that this Service owns: a claim that lost against another Service is not here.
     pub frontends: Vec<Frontend>,
     /// Backends under the Cluster policy; sorted, without duplicates. Filled only if some frontend uses them.
     pub cluster: Vec<Backend>,
@@ -145,7 +145,7 @@ pub struct Backend {
     pub port: NonZeroU16,
 }
 
-/// A claim on an address and port that an older Service, or another port of the same one, already holds.
+/// A claim on an address and port that another Service, or another port of the same one, holds.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Conflict {
     pub loser: ObjectName,

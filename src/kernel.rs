@@ -17,8 +17,13 @@ pub mod outside;
 
 use std::collections::BTreeMap;
 
+use crate::ipvs::schema::{
+    Batch as ServerBatch, Connections, Destination, Observed, ObservedDestinations, ObservedServer,
+    Outline, Scheduler, ServerKey,
+};
 use crate::model::Family;
 use crate::nft::schema::{Batch, ObservedTable, Owner, TABLE};
+use crate::nft::shape::TableShape;
 use crate::nft::skeleton::Program;
 
 pub use address::Addresses;
@@ -36,6 +41,9 @@ pub trait Kernel {
         &mut self,
         program: &Program,
     ) -> Result<BTreeMap<Family, ObservedTable>, KernelError>;
+
+    /// Reads our tables but for rules and rows: what it costs does not grow with the number of Services.
+    fn survey(&mut self, program: &Program) -> Result<BTreeMap<Family, TableShape>, KernelError>;
 
     /// Carries out the batch: all of it or nothing.
     fn commit(&mut self, batch: &Batch) -> Result<(), KernelError>;
@@ -55,27 +63,47 @@ pub trait Ipvs {
 
     /// Reads the interface and the virtual servers on its addresses. An absent interface, or a kernel without IPVS, is an
     /// empty answer.
-    fn observe(&mut self) -> Result<crate::ipvs::schema::Observed, IpvsError>;
+    fn observe(&mut self) -> Result<Observed, IpvsError> {
+        let Outline { interface, servers } = self.outline()?;
+        let keys: Vec<ServerKey> = servers.keys().copied().collect();
+        let mut destinations = self.destinations(&keys)?;
+        let whole = |(key, server)| {
+            let destinations = destinations.remove(&key).unwrap_or_default();
+            (key, ObservedServer { server, destinations })
+        };
+        Ok(Observed { interface, servers: servers.into_iter().map(whole).collect() })
+    }
+
+    /// As [`Ipvs::observe`], but for destinations, which take most of the time.
+    fn outline(&mut self) -> Result<Outline, IpvsError>;
+
+    /// The destinations of these virtual servers. One that is gone has none.
+    fn destinations(
+        &mut self,
+        servers: &[ServerKey],
+    ) -> Result<BTreeMap<ServerKey, ObservedDestinations>, IpvsError>;
 
     /// Carries out one operation after the other; the answer names those that were refused, all others are done.
-    fn commit(&mut self, batch: &crate::ipvs::schema::Batch) -> Result<Vec<Refused>, IpvsError>;
+    fn commit(&mut self, batch: &ServerBatch) -> Result<Vec<Refused>, IpvsError>;
 
     /// The connections of these virtual servers' destinations. A virtual server that is gone has none.
     fn connections(
         &mut self,
-        servers: &[crate::ipvs::schema::ServerKey],
-    ) -> Result<Vec<ObservedConnections>, IpvsError>;
+        servers: &[ServerKey],
+    ) -> Result<Vec<ObservedConnections>, IpvsError> {
+        let all = self.destinations(servers)?;
+        let of = |(key, destinations): (ServerKey, ObservedDestinations)| {
+            destinations.into_iter().map(move |(it, observed)| (key, it, observed.connections))
+        };
+        Ok(all.into_iter().flat_map(of).collect())
+    }
 
     /// Deletes the interface with all its addresses, if it is ours and empty.
     fn remove_interface(&mut self) -> Result<(), IpvsError>;
 }
 
 /// The answer to [`Ipvs::connections`] for one destination.
-pub type ObservedConnections = (
-    crate::ipvs::schema::ServerKey,
-    crate::ipvs::schema::Destination,
-    crate::ipvs::schema::Connections,
-);
+pub type ObservedConnections = (ServerKey, Destination, Connections);
 
 /// An operation that IPVS or the interface refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,7 +118,7 @@ pub struct Refused {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct IpvsSettings {
     /// `--ipvs-scheduler`: must exist, or the start fails.
-    pub scheduler: crate::ipvs::schema::Scheduler,
+    pub scheduler: Scheduler,
     /// `--ipvs-strict-arp`
     pub strict_arp: bool,
     /// `--ipvs-exclude-cidrs`

@@ -10,6 +10,7 @@ pub mod codec;
 pub mod compile;
 pub mod render;
 pub mod schema;
+pub mod shape;
 pub mod skeleton;
 pub mod slots;
 pub mod tables;

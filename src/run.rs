@@ -31,6 +31,7 @@ mod reload;
 mod start;
 mod turn;
 mod waiting;
+mod write;
 
 pub use ending::{Ending, Stop};
 
@@ -123,7 +124,7 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
 
 fn write_config(config: &Config, path: &Path) -> anyhow::Result<()> {
     let yaml = config.object.to_yaml().map_err(anyhow::Error::msg)?;
-    std::fs::write(path, yaml)
+    write::write_whole(path, &yaml)
         .with_context(|| format!("cannot write the configuration to {}", path.display()))?;
     info!(path = %path.display(), "wrote the configuration");
     Ok(())

@@ -14,6 +14,7 @@ use crate::serve::metrics::BatchResult;
 use crate::watch::{ChangeReceiver, Received};
 
 mod balancing;
+mod drift;
 pub mod engine;
 pub mod facts;
 pub mod pace;
@@ -21,6 +22,7 @@ mod report;
 pub mod results;
 
 pub use balancing::Balancing;
+use drift::{Drift, Next};
 use engine::{Engine, Refusal};
 use facts::Live;
 use pace::Pace;
@@ -29,11 +31,6 @@ pub use report::{HealthChecks, Ports};
 
 /// Changes taken at once before the next look at whether it is time to write.
 const MOST_CHANGES: usize = 4_096;
-
-/// How often it is asked whether others have changed tables.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// However long a comparison takes, the next one comes this soon if others go on changing tables.
-const LOOK_AT_LEAST_EVERY: Duration = Duration::from_secs(10);
 
 /// How often a copy that stands by asks whether its turn has come.
 const ASK_FOR_TURN_EVERY: Duration = Duration::from_millis(100);
@@ -48,8 +45,7 @@ pub struct Sync<K> {
     /// Services that the kernel refused are tried again this long after the last time.
     retry_refused: Duration,
     refused_since: Option<Instant>,
-    /// When to ask next whether others have changed the kernel's tables; `None` while everything is compared anyway.
-    look_at: Option<Instant>,
+    drift: Drift,
     /// Until then nothing is written as long as the own Node's addresses are not known.
     node_deadline: Option<Instant>,
     /// Asks whether the kernel is ours to program; until it is, changes are taken and nothing else. `None`: it is.
@@ -88,7 +84,7 @@ impl<K: Kernel> Sync<K> {
             reporter,
             retry_refused: sync_period,
             refused_since: None,
-            look_at: None,
+            drift: Drift::default(),
             node_deadline: None,
             turn: None,
             live: None,
@@ -140,6 +136,7 @@ impl<K: Kernel> Sync<K> {
                 Received::Changes(_) => self.take(&mut changes),
             }
             self.take_settings();
+            self.reporter.doubt(self.engine.doubt());
             if !self.has_turn() {
                 continue;
             }
@@ -184,7 +181,7 @@ impl<K: Kernel> Sync<K> {
         let pass = self.engine.has_work().then(|| self.pace.wait(now()).max(node));
         let retry =
             self.refused_since.map(|since| self.retry_refused.saturating_sub(since.elapsed()));
-        let look = self.look_at.map(|at| at.saturating_duration_since(now()));
+        let look = self.drift.look_at().map(|at| at.saturating_duration_since(now()));
         let servers = self.next_look_at_servers().map(|at| at.saturating_duration_since(now()));
         pass.into_iter().chain(retry).chain(look).chain(servers).min()
     }
@@ -220,22 +217,38 @@ impl<K: Kernel> Sync<K> {
         }
     }
 
-    /// If others have changed some table, ours are compared with what is wanted, and repaired if need be. The question is
-    /// one message; the comparison reads our tables, so while others keep changing theirs it rests twenty times its own
-    /// length, ten seconds at most.
+    /// Asks whether others have changed some table, and whether ours; if so, everything is compared with what is wanted,
+    /// and repaired.
     fn look_for_drift(&mut self) {
-        if self.look_at.is_none_or(|at| at > now()) {
+        if self.drift.look_at().is_none_or(|at| at > now()) {
             return;
         }
-        self.look_at = now().checked_add(LOOK_EVERY);
-        match self.kernel.changed_by_others() {
-            Ok(false) => (),
-            Ok(true) => {
-                self.look_at = None;
-                self.reporter.verifying();
-                self.engine.lost();
+        let changed = self.kernel.changed_by_others().unwrap_or_else(|failure| {
+            debug!(%failure, "cannot ask whether others have changed tables");
+            false
+        });
+        let mut next = self.drift.asked(changed, now());
+        if next == Next::Survey {
+            let began = now();
+            let damage = self.survey();
+            next = self.drift.surveyed(damage.is_some(), began, now());
+            if let Some(what) = damage {
+                info!(what, "somebody else has changed our tables: comparing everything");
             }
-            Err(failure) => debug!(%failure, "cannot ask whether others have changed tables"),
+        }
+        if next == Next::Compare {
+            self.reporter.verifying();
+            self.engine.lost();
+        }
+    }
+
+    fn survey(&mut self) -> Option<String> {
+        match self.kernel.survey(self.engine.program()) {
+            Ok(shapes) => self.engine.damage(&shapes),
+            Err(failure) => {
+                debug!(%failure, "cannot look at the tables");
+                None
+            }
         }
     }
 
@@ -245,15 +258,7 @@ impl<K: Kernel> Sync<K> {
         loop {
             match self.pass() {
                 Pass::Done => {
-                    if self.look_at.is_none() {
-                        let rest = if self.reporter.is_verifying() {
-                            began.elapsed() * 20
-                        } else {
-                            LOOK_EVERY
-                        };
-                        self.look_at =
-                            now().checked_add(rest.clamp(LOOK_EVERY, LOOK_AT_LEAST_EVERY));
-                    }
+                    self.drift.compared(self.reporter.verified(), began, now());
                     self.pace.succeeded(began, now());
                     self.reporter.done(&self.engine);
                     return;

@@ -13,6 +13,7 @@
 //! ```
 
 mod backoff;
+mod buffered;
 mod channel;
 mod client;
 mod connect;

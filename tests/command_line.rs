@@ -6,7 +6,7 @@ use std::process::{Child, Command, Output, Stdio};
 
 use tempfile::TempDir;
 
-use crate::support::namespace::Namespace;
+use crate::support::namespace::own_host;
 
 #[test]
 fn informational_modes_exit_with_0() {
@@ -100,14 +100,6 @@ fn a_port_in_use_is_an_error_only_if_asked_for() {
     assert_eq!(patient.wait(), 0);
 }
 
-/// Puts this thread, and so what it starts, into a network namespace of its own.
-fn own_host() -> Namespace {
-    let host = crate::support::namespace::create(&["host"]).pop().unwrap();
-    host.enter();
-    host.command("ip", &["link", "set", "lo", "up"], "");
-    host
-}
-
 struct Proxy {
     /// An empty directory of manifests.
     _manifests: TempDir,
@@ -117,13 +109,11 @@ struct Proxy {
 }
 
 impl Proxy {
-    /// On free ports, leaving the kernel's settings alone; `flags` come later and win.
+    /// On the usual ports of this thread's own host, leaving the kernel's settings alone; `flags` come later and win.
     fn start(flags: &[&str]) -> Proxy {
-        let health = format!("--healthz-bind-address=127.0.0.1:{}", free_port());
-        let metrics = format!("--metrics-bind-address=127.0.0.1:{}", free_port());
         let mut all = vec![
-            health.as_str(),
-            metrics.as_str(),
+            "--healthz-bind-address=127.0.0.1:10256",
+            "--metrics-bind-address=127.0.0.1:10249",
             "--proxy-mode=nftables",
             "--conntrack-max-per-core=0",
             "--conntrack-tcp-timeout-established=0",
@@ -201,8 +191,4 @@ fn code(output: &Output) -> i32 {
 
 fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }

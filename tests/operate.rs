@@ -18,9 +18,10 @@ mod live;
 mod live_traffic;
 mod prometheus;
 mod ready;
+mod single_stack;
 
 /// Back-off, spread lists and the five seconds between two looks at a file, on a busy machine.
-const SOON: Duration = Duration::from_secs(40);
+const SOON: Duration = Duration::from_secs(90);
 
 /// A namespace with an API server in it, and a directory for whatever the proxy is given.
 struct Host {

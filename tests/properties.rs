@@ -3,4 +3,5 @@
 mod balance;
 mod dry_run;
 mod every_kind;
+mod second_opinion;
 mod size;

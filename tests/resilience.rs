@@ -1,5 +1,6 @@
 //! What a proxy has to survive: other copies of itself, other programs, a kernel that fails, and its own death.
 
+mod certificates;
 mod conntrack_full;
 mod disk_full;
 mod dump;

@@ -15,6 +15,9 @@ use kube_ferry::serve::{HealthCheck, ListenOn, Metrics, NodePortHealth, SharedHe
 use kube_ferry::watch::{Stats, Trouble};
 use tokio::runtime::Runtime;
 
+use crate::support::namespace::{Namespace, own_host};
+use crate::support::patience::{LONG, poll};
+
 mod node_port;
 
 #[test]
@@ -230,9 +233,8 @@ fn a_taken_port_is_tried_again_or_an_error() {
     ));
     drop(taken);
     // A refused connection is the only thing to wait for; the deadline only ends a broken test.
-    let deadline = Duration::from_secs(10);
     let connected = world.runtime().block_on(async {
-        tokio::time::timeout(deadline, async {
+        tokio::time::timeout(LONG, async {
             while tokio::net::TcpStream::connect(address).await.is_err() {
                 tokio::task::yield_now().await;
             }
@@ -307,10 +309,13 @@ pub(crate) fn exercise(metrics: &Metrics) {
 }
 
 /// Servers on a runtime of their own thread, as in the program.
+///
+/// The thread that makes one is in a network namespace from then on in which all ports are free, and stay so.
 struct World {
     health: SharedHealth,
     metrics: Metrics,
     runtime: Option<Arc<Runtime>>,
+    _host: Namespace,
 }
 
 /// No other copy has the ports.
@@ -320,6 +325,8 @@ fn turn() -> kube_ferry::serve::http::Turn {
 
 impl World {
     fn new() -> Self {
+        // First, because the threads that follow inherit it.
+        let host = own_host();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let runtime = Arc::new(runtime);
         let driver = runtime.clone();
@@ -329,6 +336,7 @@ impl World {
             health: SharedHealth::new(Duration::from_secs(30)),
             metrics: Metrics::new(&Default::default()).unwrap(),
             runtime: Some(runtime),
+            _host: host,
         }
     }
 
@@ -348,22 +356,15 @@ impl World {
     }
 
     fn serve(&self, router: axum::Router, ip: Ipv4Addr) -> SocketAddr {
-        let port = free_port(ip.into());
-        let address = SocketAddr::from((ip, port));
+        // Closed again at once: nobody else is here to take it.
+        let address = TcpListener::bind((ip, 0)).unwrap().local_addr().unwrap();
         let retry = Some(Duration::from_millis(5));
         let server = Server { purpose: "test", option: "none", address, retry };
         self.runtime().spawn(server.run(router, turn(), std::future::pending(), drop));
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        while TcpStream::connect(address).is_err() {
-            std::thread::yield_now();
-        }
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, address.port()));
+        poll(LONG, || TcpStream::connect(address).map_err(|error| error.to_string())).unwrap();
         address
     }
-}
-
-/// A port that nobody listens on, in either family.
-fn free_port(ip: IpAddr) -> u16 {
-    TcpListener::bind(SocketAddr::from((ip, 0))).unwrap().local_addr().unwrap().port()
 }
 
 #[derive(Debug)]

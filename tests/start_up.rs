@@ -73,7 +73,7 @@ fn check(starter: &[&str], flags: &[&str], words: &[&str]) {
     }
     line.extend(flags);
     // What should have ended and goes on is ended by `timeout`, with another code.
-    line.splice(0..0, ["timeout", "20"]);
+    line.splice(0..0, ["timeout", "60"]);
     let Output { status, stderr, .. } = host.run(|| command::output(line[0], &line[1..], ""));
     let told = String::from_utf8_lossy(&stderr);
     assert_eq!(status.code(), Some(1), "{flags:?}: {told}");

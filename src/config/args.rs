@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::parser::ValueSource;
 use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
 
@@ -35,10 +36,10 @@ const COMPATIBILITY: &str = "Accepted for compatibility";
 )]
 pub struct Args {
     /// File with a KubeProxyConfiguration (v1alpha1); it replaces most flags
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = path())]
     pub config: Option<PathBuf>,
     /// Take objects from YAML and JSON files in this directory instead of an API server
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_parser = path())]
     pub manifests: Option<PathBuf>,
     /// Let the kernel refuse changes of our tables by other programs, where it can (Linux 6.9) [default: true]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
@@ -58,7 +59,7 @@ pub struct Args {
     #[arg(long, value_name = "BOOL", help_heading = MODES)]
     pub init_only: Option<bool>,
     /// Write the configuration in force to this file, and exit
-    #[arg(long, value_name = "FILE", help_heading = MODES)]
+    #[arg(long, value_name = "FILE", value_parser = path(), help_heading = MODES)]
     pub write_config_to: Option<PathBuf>,
     /// Print the version (raw: with details), and exit
     #[arg(long, value_name = "true|raw", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = version_format, help_heading = MODES)]
@@ -286,6 +287,7 @@ impl Args {
             .collect();
         let matches = command.try_get_matches_from(line.into_iter().map(with_hyphens))?;
         let mut args = Args::from_arg_matches(&matches)?;
+        args.forget_empty_values();
         for id in matches.ids() {
             let id = id.as_str();
             if matches.value_source(id) != Some(ValueSource::CommandLine) {
@@ -298,6 +300,23 @@ impl Args {
         }
         Ok(args)
     }
+
+    /// `--flag=` says nothing, as with Go's flags: start scripts write it so where a variable of theirs is empty. Where
+    /// that is not what kube-proxy makes of it, validation sees the empty value.
+    fn forget_empty_values(&mut self) {
+        for path in [&mut self.config, &mut self.manifests, &mut self.write_config_to] {
+            path.take_if(|it| it.as_os_str().is_empty());
+        }
+        self.bind_address.take_if(|it| it.is_empty());
+        self.nodeport_addresses.retain(|it| !it.is_empty());
+        self.ipvs_exclude_cidrs.retain(|it| !it.is_empty());
+        self.vmodule.retain(|(pattern, _)| !pattern.is_empty());
+    }
+}
+
+/// A path that may be empty, which clap's own parser refuses.
+fn path() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().map(PathBuf::from)
 }
 
 /// The command line's description, also for completions and manual pages.
@@ -350,6 +369,10 @@ fn gate_list(text: &str) -> Result<GateList, String> {
 }
 
 fn vmodule_item(text: &str) -> Result<(String, u32), String> {
+    if text.is_empty() {
+        // The empty list, or what follows a comma at the end of one.
+        return Ok(Default::default());
+    }
     let wrong = || format!("{text:?} is not PATTERN=N");
     let (pattern, level) = text.split_once('=').ok_or_else(wrong)?;
     if pattern.is_empty() {
@@ -431,6 +454,23 @@ mod tests {
         refuse(&["--teleport"], "unexpected argument '--teleport'");
         refuse(&["--iptables-sync-period=5"], "write it like 30s");
         refuse(&["--feature-gates=A"], "missing bool value");
+    }
+
+    /// As start scripts write flags whose variable is empty.
+    #[test]
+    fn an_empty_value_is_as_good_as_no_flag() {
+        let flags = "config manifests write-config-to bind-address nodeport-addresses \
+            ipvs-exclude-cidrs vmodule feature-gates";
+        for flag in flags.split_whitespace() {
+            for line in [&[format!("--{flag}=")][..], &[format!("--{flag}"), String::new()]] {
+                let line: Vec<&str> = line.iter().map(String::as_str).collect();
+                let mut args = parse(&line).unwrap();
+                args.given.clear();
+                args.feature_gates.retain(|it| !it.0.is_empty());
+                assert_eq!(args, Args::default(), "{line:?}");
+            }
+        }
+        check(&["--vmodule=sync=6,"], |args| args.vmodule == [("sync".to_owned(), 6)]);
     }
 
     #[test]

@@ -206,15 +206,22 @@ pub enum FileError {
 /// Reads a file's text. Also returns what a strict reader would have refused: duplicate and unknown fields.
 pub fn read(text: &str) -> Result<(KubeProxyConfiguration, Vec<String>), FileError> {
     let mut notices = Vec::new();
-    let mut value = match parse(text, serde_saphyr::DuplicateKeyPolicy::Error) {
-        Ok(value) => value,
+    let documents = match parse(text, serde_saphyr::DuplicateKeyPolicy::Error) {
+        Ok(documents) => documents,
         Err(strict) => {
-            let value = parse(text, serde_saphyr::DuplicateKeyPolicy::LastWins)
+            let documents = parse(text, serde_saphyr::DuplicateKeyPolicy::LastWins)
                 .map_err(FileError::Syntax)?;
             notices.push(format!("a field is set twice, the last one counts: {strict}"));
-            value
+            documents
         }
     };
+    // kube-proxy reads the first document and does not look at what follows.
+    let mut documents = documents.into_iter();
+    let mut value = documents.next().unwrap_or_default();
+    let more = documents.count();
+    if more > 0 {
+        notices.push(format!("only the first of {} documents counts", more + 1));
+    }
     remove_nulls(&mut value);
     check_kind(&value)?;
     unknown_fields(&value, &shape(), "", &mut notices);
@@ -253,9 +260,10 @@ fn wrong_fields(value: &Value, path: &mut Vec<String>, wrong: &mut Vec<String>) 
     }
 }
 
-fn parse(text: &str, duplicates: serde_saphyr::DuplicateKeyPolicy) -> Result<Value, String> {
+/// All documents of the text that are not empty.
+fn parse(text: &str, duplicates: serde_saphyr::DuplicateKeyPolicy) -> Result<Vec<Value>, String> {
     let options = serde_saphyr::options! { duplicate_keys: duplicates };
-    serde_saphyr::from_str_with_options(text, options).map_err(|error| error.to_string())
+    serde_saphyr::from_str_multiple_with_options(text, options).map_err(|error| error.to_string())
 }
 
 /// In Kubernetes' decoders null means "not set".
@@ -457,6 +465,28 @@ mod tests {
         );
         check("featureGates: {Anything: true}\n", &[]);
         check("mode: iptables\nmode: nftables\n", &["a field is set twice, the last one counts"]);
+    }
+
+    /// Templates end documents with a separator, and what is written for kubeadm holds several.
+    #[test]
+    fn the_first_document_counts() {
+        let first = |text: &str| {
+            let (object, notices) = read(text).unwrap();
+            assert_eq!(object.mode, "nftables", "{text}");
+            notices
+        };
+        let one = format!("{HEAD}mode: nftables\n");
+        for text in
+            [&one, &format!("---\n{one}---\n"), &format!("# a\n\n---\n{one}...\n---\n# b\n")]
+        {
+            assert_eq!(first(text), [""; 0], "{text}");
+        }
+        let two = format!("{one}---\nkind: KubeletConfiguration\n");
+        assert_eq!(first(&two), ["only the first of 2 documents counts"]);
+        refuse(
+            &format!("kind: ClusterConfiguration\n---\n{one}"),
+            "its kind is \"ClusterConfiguration\"",
+        );
     }
 
     #[test]

@@ -30,6 +30,7 @@ pub(super) fn flags(args: &Args) -> KubeProxyConfiguration {
     servers(args, &mut object);
     ipvs(args, &mut object);
     logging(args, &mut object);
+    beside_a_file(args, &mut object);
     object
 }
 
@@ -37,6 +38,7 @@ pub(super) fn flags(args: &Args) -> KubeProxyConfiguration {
 pub(super) fn file(args: &Args, object: &mut KubeProxyConfiguration) -> Vec<Notice> {
     object.set_defaults();
     logging(args, object);
+    beside_a_file(args, object);
     let counts = |flag: &str| {
         BESIDE_A_FILE.contains(&flag)
             || matches!(flag, "v" | "vmodule" | "logging-format" | "version")
@@ -140,6 +142,19 @@ fn ipvs(args: &Args, object: &mut KubeProxyConfiguration) {
     set(&mut ipvs.tcp_timeout, &args.ipvs_tcp_timeout);
     set(&mut ipvs.tcp_fin_timeout, &args.ipvs_tcpfin_timeout);
     set(&mut ipvs.udp_timeout, &args.ipvs_udp_timeout);
+}
+
+/// What counts with and without a file, so that it is shown and written as it is in force.
+fn beside_a_file(args: &Args, object: &mut KubeProxyConfiguration) {
+    if let Some(name) = args.hostname_override.as_ref().filter(|name| !name.is_empty()) {
+        object.hostname_override = name.trim().to_lowercase();
+    }
+    let ours = &mut object.kube_ferry;
+    if let Some(path) = &args.manifests {
+        ours.manifests = path.display().to_string();
+    }
+    set(&mut ours.own_tables, &args.own_tables);
+    set(&mut ours.ipvs_drain_timeout, &args.ipvs_drain_timeout);
 }
 
 /// Logging flags win over a file one by one; module lists add up, flags first, so that they match first.

@@ -168,6 +168,16 @@ impl DetectLocal {
 }
 
 impl NodePortSelector {
+    /// The families that none of the ranges is of: they are not limited, which who lists ranges may not expect.
+    pub fn forgotten<'a>(&'a self, families: &'a [Family]) -> impl Iterator<Item = Family> + 'a {
+        let ranges: &[IpNet] = match self {
+            NodePortSelector::Within(ranges) => ranges,
+            NodePortSelector::All | NodePortSelector::Primary => &[],
+        };
+        let has = |family| ranges.iter().any(|range| Family::of(range.addr()) == family);
+        families.iter().copied().filter(move |family| !ranges.is_empty() && !has(*family))
+    }
+
     /// The ranges that accept NodePorts in one family; `None`: all addresses do. `node_ips` are those of the own
     /// Node; loopback addresses among them stand for "not known".
     pub fn ranges(&self, family: Family, node_ips: &[IpAddr]) -> Option<Vec<IpNet>> {

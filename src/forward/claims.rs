@@ -1,7 +1,9 @@
 //! Who owns which address: two Services may claim the same one, only one can have it.
 //!
-//! The older Service wins, equal age is decided by namespace and name. The winner depends on the set of claimants
-//! alone, never on who came first to this process: all nodes decide alike, and nothing flaps after a restart.
+//! A cluster IP is its Service's, because the API server has allocated it: nobody takes it by naming it as an external
+//! address, even long before it is allocated. Of all others the older Service wins, equal age is decided by namespace
+//! and name. The winner depends on the set of claimants alone, never on who came first to this process: all nodes decide
+//! alike, and nothing flaps after a restart.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,7 +20,16 @@ pub struct Claim {
     pub at: FrontendAddress,
 }
 
-/// Age and name of a Service; the least wins.
+/// Why somebody claims something; the least wins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Title {
+    /// As the Service's cluster IP.
+    Allocated,
+    /// As an address that the Service, or who has made it, has chosen.
+    Chosen,
+}
+
+/// Age and name of a Service; of equal titles the least wins.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Rank {
     created: i64,
@@ -44,8 +55,15 @@ pub struct Claims {
 #[derive(Clone, Debug)]
 struct Claimant {
     rank: Rank,
-    /// Sorted, without duplicates.
-    claims: Box<[Claim]>,
+    /// Sorted, each claim once.
+    claims: Box<[(Claim, Title)]>,
+}
+
+impl Claimant {
+    fn title(&self, claim: &Claim) -> Option<Title> {
+        let at = self.claims.binary_search_by_key(&claim, |(it, _)| it).ok()?;
+        self.claims.get(at).map(|(_, title)| *title)
+    }
 }
 
 impl Claims {
@@ -62,7 +80,7 @@ impl Claims {
     pub fn replace(
         &mut self,
         id: ServiceId,
-        new: Option<(Rank, Vec<Claim>)>,
+        new: Option<(Rank, Vec<(Claim, Title)>)>,
     ) -> BTreeSet<ServiceId> {
         let mut affected = BTreeSet::new();
         if self.claimants.len() <= id.index() {
@@ -74,16 +92,17 @@ impl Claims {
             None => (None, Vec::new()),
         };
         claims.sort_unstable();
-        claims.dedup();
+        // The best title is the first.
+        claims.dedup_by_key(|(claim, _)| *claim);
         let same_rank = old.as_ref().map(|it| &it.rank) == rank.as_ref();
-        let dropped: Vec<Claim> = old.iter().flat_map(|it| &it.claims).copied().collect();
-        let keeps = |claim: &Claim| same_rank && claims.binary_search(claim).is_ok();
-        for claim in dropped.iter().filter(|it| !keeps(it)) {
+        let dropped = old.map(|it| it.claims).unwrap_or_default();
+        let keeps = |claim| same_rank && claims.binary_search(claim).is_ok();
+        for (claim, _) in dropped.iter().filter(|it| !keeps(it)) {
             self.withdraw(id, *claim, &mut affected);
         }
         let Some(rank) = rank else { return affected };
-        let had = |claim: &Claim| same_rank && dropped.binary_search(claim).is_ok();
-        let added: Vec<Claim> = claims.iter().copied().filter(|it| !had(it)).collect();
+        let had = |claim| same_rank && dropped.binary_search(claim).is_ok();
+        let added: Vec<_> = claims.iter().filter(|it| !had(it)).map(|(claim, _)| *claim).collect();
         if let Some(place) = self.claimants.get_mut(id.index()) {
             *place = Some(Claimant { rank, claims: claims.into() });
         }
@@ -122,7 +141,10 @@ impl Claims {
     /// Finds the winner among those who contest a claim.
     fn decide(&mut self, claim: Claim) {
         let everyone = self.contested.get(&claim).into_iter().flatten();
-        let rank = |id: &ServiceId| self.claimants.get(id.index())?.as_ref().map(|it| &it.rank);
+        let rank = |id: &ServiceId| {
+            let claimant = self.claimants.get(id.index())?.as_ref()?;
+            Some((claimant.title(&claim)?, &claimant.rank))
+        };
         let winner = everyone.min_by_key(|it| rank(it));
         if let Some(winner) = winner {
             self.winners.insert(claim, *winner);
@@ -154,6 +176,22 @@ mod tests {
     }
 
     #[test]
+    fn an_allocated_address_is_nobody_elses() {
+        let mut claims = Claims::default();
+        let bid = |title, rank_of| Some((rank(rank_of), vec![(at("192.0.2.1"), title)]));
+        claims.replace(id("old"), bid(Title::Chosen, "old"));
+        let affected = claims.replace(id("young"), bid(Title::Allocated, "young"));
+        assert_eq!(affected, [id("old"), id("young")].into());
+        assert_eq!(claims.winner(&at("192.0.2.1")), Some(id("young")));
+        // The older Service names its own cluster IP as an external one as well.
+        let both = vec![(at("192.0.2.1"), Title::Chosen), (at("192.0.2.1"), Title::Allocated)];
+        claims.replace(id("old"), Some((rank("old"), both)));
+        assert_eq!(claims.winner(&at("192.0.2.1")), Some(id("old")));
+        claims.replace(id("old"), bid(Title::Chosen, "old"));
+        assert_eq!(claims.winner(&at("192.0.2.1")), Some(id("young")));
+    }
+
+    #[test]
     fn the_loser_takes_over_when_the_winner_goes() {
         let mut claims = Claims::default();
         assert_eq!(claim(&mut claims, "old"), [].into());
@@ -177,7 +215,7 @@ mod tests {
     fn an_id_may_pass_to_a_service_of_another_rank() {
         let mut claims = Claims::default();
         claim_all(&mut claims, &["old", "young"]);
-        let reborn = (rank("younger"), vec![at("192.0.2.1")]);
+        let reborn = (rank("younger"), vec![(at("192.0.2.1"), Title::Chosen)]);
         assert_eq!(claims.replace(id("old"), Some(reborn)), [id("old"), id("young")].into());
         assert_eq!(claims.winner(&at("192.0.2.1")), Some(id("young")));
     }
@@ -197,7 +235,8 @@ mod tests {
         ];
         for (number, claim) in (0..).zip(all) {
             assert_eq!(
-                claims.replace(ServiceId(number), Some((rank("old"), vec![claim]))),
+                claims
+                    .replace(ServiceId(number), Some((rank("old"), vec![(claim, Title::Chosen)]))),
                 [].into()
             );
         }
@@ -211,7 +250,8 @@ mod tests {
     }
 
     fn claim(claims: &mut Claims, title: &str) -> BTreeSet<ServiceId> {
-        claims.replace(id(title), Some((rank(title), vec![at("192.0.2.1"), at("192.0.2.1")])))
+        let chosen = (at("192.0.2.1"), Title::Chosen);
+        claims.replace(id(title), Some((rank(title), vec![chosen, chosen])))
     }
 
     fn id(title: &str) -> ServiceId {

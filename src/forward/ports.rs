@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::claims::{Claim, Claims};
+use super::claims::{Claim, Claims, Title};
 use super::select::{Candidate, Selection, SlicePorts, Uses, select};
 use super::{
     Backend, Conflict, Frontend, FrontendAddress, FrontendKind, HealthCheck, PortForwarding,
@@ -19,8 +19,9 @@ use crate::model::{
 };
 
 /// Everything that a Service claims, in the order of its ports.
-pub(super) fn claims(service: &Service) -> Vec<Claim> {
-    service.ports.iter().flat_map(|port| wanted(service, port)).map(|it| it.claim).collect()
+pub(super) fn claims(service: &Service) -> Vec<(Claim, Title)> {
+    let wanted = service.ports.iter().flat_map(|port| wanted(service, port));
+    wanted.map(|it| (it.claim, it.title())).collect()
 }
 
 /// A frontend that a Service port asks for.
@@ -28,6 +29,17 @@ pub(super) fn claims(service: &Service) -> Vec<Claim> {
 struct Wanted {
     claim: Claim,
     kind: FrontendKind,
+}
+
+impl Wanted {
+    fn title(self) -> Title {
+        match self.kind {
+            FrontendKind::ClusterIp => Title::Allocated,
+            FrontendKind::ExternalIp | FrontendKind::LoadBalancerIp | FrontendKind::NodePort => {
+                Title::Chosen
+            }
+        }
+    }
 }
 
 fn wanted(service: &Service, port: &ServicePort) -> Vec<Wanted> {

@@ -16,15 +16,17 @@ use rustc_hash::FxHashMap;
 
 use super::drain::Drains;
 use super::schema::{
-    Batch, Connections, Destination, Observed, ObservedServer, Op, Scheduler, ServerKey,
-    VirtualServer,
+    Batch, Connections, Destination, ObservedServer, Op, Scheduler, ServerKey, VirtualServer,
 };
 use super::split::WantedServer;
 use crate::model::Protocol;
 use crate::nft::schema::Owner;
 use state::{Act, State};
 
+mod compare;
 mod state;
+
+pub use compare::Differences;
 
 /// `ENOENT`: the kernel has no such scheduler (`ip_vs_add_service`, `ip_vs_edit_service` in ip_vs_ctl.c).
 const ENOENT: i32 = 2;
@@ -50,6 +52,8 @@ pub struct Compiler {
     /// In the kernel, perhaps, and not to be seen, because the address is not bound: to be made anew, or to be deleted.
     hidden: BTreeSet<ServerKey>,
     missing: BTreeSet<Scheduler>,
+    /// Seen in the outline of the comparison that is under way, and their destinations not yet.
+    uncompared: BTreeMap<ServerKey, VirtualServer>,
     drains: Drains,
     pruned: bool,
     told: BTreeSet<(Owner, Scheduler)>,
@@ -62,15 +66,6 @@ pub struct MissingScheduler {
     pub owner: Owner,
     pub wanted: Scheduler,
     pub used: Scheduler,
-}
-
-/// What an observation showed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Differences {
-    /// The kernel holds something else than believed.
-    pub by_others: bool,
-    /// Whose virtual servers are not as wanted.
-    pub owners: Vec<Owner>,
 }
 
 /// What follows from a refusal.
@@ -97,57 +92,12 @@ impl Compiler {
             leaving: BTreeSet::new(),
             hidden: BTreeSet::new(),
             missing: BTreeSet::new(),
+            uncompared: BTreeMap::new(),
             drains: Drains::new(bound),
             pruned: false,
             told: BTreeSet::new(),
             limits: Vec::new(),
         }
-    }
-
-    /// Believes what was observed, whatever was believed before, and tells who has to be staged again for that. At the
-    /// start nobody is: then everything is staged once, and what nobody wants goes with [`Compiler::prune`].
-    pub fn observe(&mut self, observed: Observed) -> Differences {
-        let bound = observed.interface.map(|it| it.addresses).unwrap_or_default();
-        let same = |(key, state): (&ServerKey, &State)| match observed.servers.get(key) {
-            Some(seen) => state.holds(seen),
-            None => state.held.is_none(),
-        };
-        let known = observed.servers.keys().all(|it| self.servers.contains_key(it));
-        let by_others = bound != self.bound || !known || !self.servers.iter().all(same);
-        self.bound = bound;
-        // What is at a bound address has been seen now.
-        self.hidden.retain(|it| !self.bound.contains(&it.address));
-        for (key, state) in &mut self.servers {
-            // One whose address somebody has unbound is not reported, and is there all the same.
-            if !observed.servers.contains_key(key) && self.bound.contains(&key.address) {
-                state.lose();
-            }
-        }
-        for (key, seen) in observed.servers {
-            self.servers.entry(key).or_default().observe(&seen);
-        }
-        self.servers.retain(|_, it| it.wanted.is_some() || it.held.is_some());
-        let mut drains: Vec<(ServerKey, Destination)> = Vec::new();
-        for (key, state) in &self.servers {
-            if key.protocol != Protocol::Udp {
-                drains.extend(state.draining().map(|it| (*key, it)));
-            }
-            let unbound = state.wanted.is_some() && !self.bound.contains(&key.address);
-            if !unbound && state.is_settled(key.protocol) {
-                continue;
-            }
-            match state.owner {
-                Some(owner) => drop(self.dirty.entry(owner).or_default().insert(*key)),
-                None => drop(self.loose.insert(*key)),
-            }
-        }
-        self.drains.restart(drains);
-        if self.pruned {
-            self.prune();
-        } else {
-            self.loose.clear();
-        }
-        Differences { by_others, owners: self.dirty.keys().copied().collect() }
     }
 
     /// It is not known what of a batch was carried out. [`Compiler::observe`] shows it, but for virtual servers whose
@@ -167,9 +117,7 @@ impl Compiler {
         self.pruned = true;
         let unowned = self.servers.iter().filter(|(_, it)| it.owner.is_none());
         self.loose.extend(unowned.map(|(key, _)| *key));
-        let unwanted: Vec<IpAddr> =
-            self.bound.iter().copied().filter(|it| !self.is_wanted(*it)).collect();
-        self.leaving.extend(unwanted);
+        self.leave_unwanted();
     }
 
     /// Makes these the owner's virtual servers. One that another owner still has goes over to this one.
@@ -247,7 +195,7 @@ impl Compiler {
                 ops.push((Some(owner), op));
             }
             let unbound = !self.bound.contains(&key.address) && led_to(key.address);
-            if unbound && addresses.insert(key.address) {
+            if unbound && addresses.insert((owner, key.address)) {
                 ops.push((Some(owner), Op::BindAddress(key.address)));
             }
         }
@@ -261,7 +209,8 @@ impl Compiler {
         let mut done = BTreeSet::new();
         for (owner, key, state) in self.staged(owners) {
             let bind = state.wanted.is_some() && !self.bound.contains(&key.address);
-            if bind && addresses.insert(key.address) {
+            // Once for each owner: if it is refused, all of them wait for it. What is bound is bound again in vain.
+            if bind && addresses.insert((owner, key.address)) {
                 ops.push((Some(owner), Op::BindAddress(key.address)));
             }
             if state.dismiss(key, self.bound.contains(&key.address), Some(owner), &mut ops) {
@@ -301,6 +250,9 @@ impl Compiler {
             }
             Op::AddServer(key, server) | Op::SetServer(key, server) => {
                 self.hidden.remove(&key);
+                if let Some(seen) = self.uncompared.get_mut(&key) {
+                    *seen = server;
+                }
                 if let Some(state) = self.servers.get_mut(&key) {
                     state.held = Some(server);
                 }
@@ -327,6 +279,7 @@ impl Compiler {
 
     fn server_deleted(&mut self, key: ServerKey) {
         self.hidden.remove(&key);
+        self.uncompared.remove(&key);
         let Some(state) = self.servers.get_mut(&key) else { return };
         for it in &state.destinations {
             self.drains.end(key, it.destination);

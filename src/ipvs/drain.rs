@@ -4,6 +4,8 @@
 //! beginning, since the kernel does not remember since when.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::num::NonZeroU16;
 use std::time::{Duration, Instant};
 
 use super::schema::{Connections, Destination, ServerKey};
@@ -32,11 +34,15 @@ impl Drains {
         self.since.remove(&(server, destination));
     }
 
-    /// Nothing else drains than these; what did already goes on.
-    pub fn restart(&mut self, draining: impl IntoIterator<Item = (ServerKey, Destination)>) {
-        let since = std::mem::take(&mut self.since);
-        let known = |it: (ServerKey, Destination)| (it, since.get(&it).copied().flatten());
-        self.since = draining.into_iter().map(known).collect();
+    /// Nothing else of that virtual server drains than these; what did already goes on.
+    pub fn restart(&mut self, server: ServerKey, draining: &BTreeSet<Destination>) {
+        let first = Destination { address: Ipv4Addr::UNSPECIFIED.into(), port: NonZeroU16::MIN };
+        let of_it = self.since.range((server, first)..).take_while(|((it, _), _)| *it == server);
+        let known: Vec<Destination> = of_it.map(|((_, to), _)| *to).collect();
+        for to in known.into_iter().filter(|it| !draining.contains(it)) {
+            self.end(server, to);
+        }
+        draining.iter().for_each(|to| self.begin(server, *to));
     }
 
     pub fn is_empty(&self) -> bool {

@@ -96,6 +96,13 @@ pub struct Observed {
     pub servers: BTreeMap<ServerKey, ObservedServer>,
 }
 
+/// As [`Observed`], without destinations: the kernel lists those one virtual server at a time.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outline {
+    pub interface: Option<ObservedInterface>,
+    pub servers: BTreeMap<ServerKey, VirtualServer>,
+}
+
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ObservedInterface {
     /// It has our alias (IFLA_IFALIAS); otherwise kube-proxy, or somebody else, made it.
@@ -106,8 +113,11 @@ pub struct ObservedInterface {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ObservedServer {
     pub server: VirtualServer,
-    pub destinations: BTreeMap<Destination, ObservedDestination>,
+    pub destinations: ObservedDestinations,
 }
+
+/// The destinations of one virtual server.
+pub type ObservedDestinations = BTreeMap<Destination, ObservedDestination>;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ObservedDestination {

@@ -89,7 +89,7 @@ struct Anchors {
 }
 
 impl Anchors {
-    /// `None`: the port has no cluster IP of its own, because an older Service has it; or no port is left for a second
+    /// `None`: the port has no cluster IP of its own, because another Service has it; or no port is left for a second
     /// virtual server. nft serves such a port by itself.
     fn of(port: &PortForwarding, hidden: &mut Hidden) -> Option<Anchors> {
         let (address, number, policy) = port.frontends.iter().find_map(cluster_ip)?;

@@ -15,11 +15,11 @@ use ipnet::IpNet;
 use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_ROUTE};
 
 use super::channel::{Channel, Failure, Link};
-use super::{Ipvs, IpvsError, IpvsSettings, ObservedConnections, Refused, address};
+use super::{Ipvs, IpvsError, IpvsSettings, Refused, address};
 use crate::ipvs::codec::{generic, server};
 use crate::ipvs::schema::{
-    Batch, Destination, Observed, ObservedDestination, ObservedInterface, ObservedServer, Op,
-    Scheduler, ServerKey, VirtualServer,
+    Batch, ObservedDestinations, ObservedInterface, Op, Outline, Scheduler, ServerKey,
+    VirtualServer,
 };
 
 pub use leftovers::Leftovers;
@@ -110,11 +110,11 @@ impl NetlinkIpvs {
     }
 
     /// A virtual server that is gone has none. To be asked after another question that was answered.
-    fn destinations(
+    fn destinations_of(
         &mut self,
         family: u16,
         key: &ServerKey,
-    ) -> Result<BTreeMap<Destination, ObservedDestination>, IpvsError> {
+    ) -> Result<ObservedDestinations, IpvsError> {
         let mut destinations = BTreeMap::new();
         let answer = self.generic.ask_next(
             |seq| server::destinations(family, key, seq),
@@ -124,22 +124,6 @@ impl NetlinkIpvs {
             .map_err(|failure| failed("reading the destinations of a virtual server", failure))?;
         Ok(destinations)
     }
-
-    /// Those virtual servers, with their destinations.
-    fn observe_servers(
-        &mut self,
-        family: u16,
-        wanted: impl Fn(&ServerKey) -> bool,
-    ) -> Result<BTreeMap<ServerKey, ObservedServer>, IpvsError> {
-        let mut observed = BTreeMap::new();
-        for (key, server) in self.servers(family)? {
-            if wanted(&key) {
-                let destinations = self.destinations(family, &key)?;
-                observed.insert(key, ObservedServer { server, destinations });
-            }
-        }
-        Ok(observed)
-    }
 }
 
 impl Ipvs for NetlinkIpvs {
@@ -147,35 +131,29 @@ impl Ipvs for NetlinkIpvs {
         self.prepare_host(settings)
     }
 
-    fn observe(&mut self) -> Result<Observed, IpvsError> {
-        let Some(interface) = self.interface()? else { return Ok(Observed::default()) };
+    fn outline(&mut self) -> Result<Outline, IpvsError> {
+        let Some(interface) = self.interface()? else { return Ok(Outline::default()) };
         let addresses = self.own_addresses(interface.index)?;
-        let servers = match self.family()? {
+        let mut servers = match self.family()? {
             None => BTreeMap::new(),
-            Some(family) => self.observe_servers(family, |it| addresses.contains(&it.address))?,
+            Some(family) => self.servers(family)?,
         };
+        servers.retain(|it, _| addresses.contains(&it.address));
         let ours = interface.dummy && interface.alias.as_deref() == Some(ALIAS);
-        Ok(Observed { interface: Some(ObservedInterface { ours, addresses }), servers })
+        Ok(Outline { interface: Some(ObservedInterface { ours, addresses }), servers })
+    }
+
+    fn destinations(
+        &mut self,
+        servers: &[ServerKey],
+    ) -> Result<BTreeMap<ServerKey, ObservedDestinations>, IpvsError> {
+        let Some(family) = self.family()? else { return Ok(BTreeMap::new()) };
+        servers.iter().map(|key| Ok((*key, self.destinations_of(family, key)?))).collect()
     }
 
     fn commit(&mut self, batch: &Batch) -> Result<Vec<Refused>, IpvsError> {
         let ops: Vec<&Op> = batch.0.iter().map(|(_, op)| op).collect();
         self.carry_out(&ops)
-    }
-
-    fn connections(
-        &mut self,
-        servers: &[ServerKey],
-    ) -> Result<Vec<ObservedConnections>, IpvsError> {
-        let mut all = Vec::new();
-        let Some(family) = self.family()? else { return Ok(all) };
-        for key in servers {
-            let destinations = self.destinations(family, key)?;
-            all.extend(
-                destinations.into_iter().map(|(it, observed)| (*key, it, observed.connections)),
-            );
-        }
-        Ok(all)
     }
 
     fn remove_interface(&mut self) -> Result<(), IpvsError> {

@@ -160,16 +160,30 @@ fn lock() -> Result<Option<File>, KernelError> {
     Err(KernelError::Interrupted(format!("somebody holds {LOCK}")))
 }
 
-/// Takes any bytes for the description of a table, 84 of them, and its entries; removes every other rule.
+/// Takes any bytes for the description of a table, 84 of them, and its entries; removes every other chain and rule, and looks
+/// at what stays.
 #[cfg(any(test, fuzzing))]
 pub(super) fn read_any(bytes: &[u8]) {
     const DESCRIPTION: usize = 84;
     let Some(info) = request::Info::read(bytes) else { return };
     let entries = bytes.get(DESCRIPTION..).unwrap_or_default();
     for family in Family::ALL {
-        if let Ok(table) = table::Table::parse(family, &info, entries.to_vec()) {
-            let _ = table.without(&Removal::default());
-            let _ = table.chains();
+        let Ok(table) = table::Table::parse(family, &info, entries.to_vec()) else { continue };
+        let found = table.chains();
+        let rules = found.rules.iter().step_by(2).map(|it| (it.chain.clone(), it.handle));
+        let chains = found.chains.iter().filter(|(_, built_in)| !**built_in).step_by(2);
+        let removal = Removal {
+            rules: rules.collect(),
+            chains: chains.map(|(name, _)| name.clone()).collect(),
+            ..Removal::default()
+        };
+        for removal in [removal, Removal::default()] {
+            let new = table.without(&removal);
+            let _ = new.request("nat", &info);
+            let _ = new.counters("nat", &[]);
+            assert!(new.bytes.len() <= entries.len() && new.kept.len() <= info.count);
+            // What stays is a table again.
+            assert!(table::Table::parse(family, &new.info, new.bytes).is_ok());
         }
     }
 }

@@ -8,6 +8,7 @@ use super::{Kernel, KernelError, Rejection};
 use crate::model::Family;
 use crate::nft::render;
 use crate::nft::schema::{Batch, ObservedTable, Op, Owner, SetName};
+use crate::nft::shape::TableShape;
 use crate::nft::skeleton::Program;
 use crate::nft::tables::Tables;
 
@@ -27,6 +28,8 @@ pub struct MemoryKernel {
     pub changed_by_others: bool,
     /// As kernels before 6.5: a set keeps the size that it was made with, and nobody says so.
     pub fixed_sizes: bool,
+    /// As kernels before 6.16: nobody is told how many elements a set has.
+    pub silent_counts: bool,
     /// There is no room for a batch of more operations than these.
     pub room: Option<usize>,
     failures: BTreeMap<usize, Failure>,
@@ -123,6 +126,14 @@ impl Kernel for MemoryKernel {
         program: &Program,
     ) -> Result<BTreeMap<Family, ObservedTable>, KernelError> {
         Ok(self.tables.observed(program))
+    }
+
+    fn survey(&mut self, program: &Program) -> Result<BTreeMap<Family, TableShape>, KernelError> {
+        let mut shapes = self.tables.shapes(program);
+        if self.silent_counts {
+            shapes.values_mut().for_each(|it| it.elements.clear());
+        }
+        Ok(shapes)
     }
 
     fn commit(&mut self, batch: &Batch) -> Result<(), KernelError> {

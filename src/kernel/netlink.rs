@@ -12,6 +12,7 @@ use crate::nft::codec::query::{self, TableHead};
 use crate::nft::codec::{Encoded, Ending, Observation, Ownership, Place, encode};
 use crate::nft::render;
 use crate::nft::schema::{Batch, ObservedTable, Op, Owner};
+use crate::nft::shape::TableShape;
 use crate::nft::skeleton::Program;
 
 mod ownership;
@@ -141,18 +142,7 @@ impl NetlinkKernel {
         family: Family,
         unownable: bool,
     ) -> Result<Option<ObservedTable>, KernelError> {
-        let Some(head) = self.look_at_table(family)? else { return Ok(None) };
-        let mut table = Observation::new(family, program, head, unownable);
-        self.ask(
-            "reading sets",
-            |seq| query::sets(family, seq),
-            |kind, payload| table.set(kind, payload),
-        )?;
-        self.ask(
-            "reading chains",
-            |seq| query::chains(family, seq),
-            |kind, payload| table.chain(kind, payload),
-        )?;
+        let Some(mut table) = self.read_frame(program, family, unownable)? else { return Ok(None) };
         self.ask(
             "reading rules",
             |seq| query::rules(family, seq),
@@ -166,6 +156,66 @@ impl NetlinkKernel {
             )?;
         }
         Ok(Some(table.finish()))
+    }
+
+    /// The sets and chains of a table.
+    fn read_frame<'p>(
+        &mut self,
+        program: &'p Program,
+        family: Family,
+        unownable: bool,
+    ) -> Result<Option<Observation<'p>>, KernelError> {
+        let Some(head) = self.look_at_table(family)? else { return Ok(None) };
+        let mut table = Observation::new(family, program, head, unownable);
+        self.ask(
+            "reading sets",
+            |seq| query::sets(family, seq),
+            |kind, payload| table.set(kind, payload),
+        )?;
+        self.ask(
+            "reading chains",
+            |seq| query::chains(family, seq),
+            |kind, payload| table.chain(kind, payload),
+        )?;
+        Ok(Some(table))
+    }
+
+    fn read_shapes(
+        &mut self,
+        program: &Program,
+    ) -> Result<BTreeMap<Family, TableShape>, KernelError> {
+        let mut shapes = BTreeMap::new();
+        for family in Family::ALL {
+            let frame = self.read_frame(program, family, false)?;
+            shapes.extend(frame.map(|it| (family, it.into_shape())));
+        }
+        Ok(shapes)
+    }
+
+    /// Reads until nobody has changed anything meanwhile.
+    ///
+    /// The generation is that of the whole namespace. Where others change their tables all the time, no look is ever
+    /// undisturbed; ours, which nobody else changes, can be read all the same. If somebody did change them, the next
+    /// commit is refused and they are read again.
+    fn undisturbed<T>(
+        &mut self,
+        read: impl Fn(&mut Self) -> Result<T, KernelError>,
+    ) -> Result<(T, Option<u32>), KernelError> {
+        for _ in 0..READ_ATTEMPTS {
+            let before = self.generation()?;
+            match read(self) {
+                // A table, or a set, that went between two questions.
+                Err(KernelError::Interrupted(_) | KernelError::Unread(_)) => continue,
+                Err(error) if is_absence(&error) && self.generation()? != before => continue,
+                Err(error) => return Err(error),
+                Ok(read) if self.generation()? == before => return Ok((read, Some(before))),
+                Ok(_) => continue,
+            }
+        }
+        self.tolerant = true;
+        let answer = read(self);
+        self.tolerant = false;
+        Ok((answer?, None))
     }
 
     /// `None`: there is no table.
@@ -194,27 +244,14 @@ impl Kernel for NetlinkKernel {
         program: &Program,
     ) -> Result<BTreeMap<Family, ObservedTable>, KernelError> {
         let unownable = self.claim_tables()?;
-        for _ in 0..READ_ATTEMPTS {
-            let before = self.generation()?;
-            match self.read_tables(program, &unownable) {
-                // A table, or a set, that went between two questions.
-                Err(KernelError::Interrupted(_) | KernelError::Unread(_)) => continue,
-                Err(error) if is_absence(&error) && self.generation()? != before => continue,
-                Err(error) => return Err(error),
-                Ok(tables) if self.generation()? == before => {
-                    self.generation = Some(before);
-                    return Ok(tables);
-                }
-                Ok(_) => continue,
-            }
-        }
-        // The generation is that of the whole namespace. Where others change their tables all the time, no look is ever
-        // undisturbed; ours, which nobody else changes, can be read all the same. If somebody did change them, the next
-        // commit is refused and they are read again.
-        self.tolerant = true;
-        let tables = self.read_tables(program, &unownable);
-        self.tolerant = false;
-        tables
+        let (tables, generation) = self.undisturbed(|it| it.read_tables(program, &unownable))?;
+        self.generation = generation.or(self.generation);
+        Ok(tables)
+    }
+
+    fn survey(&mut self, program: &Program) -> Result<BTreeMap<Family, TableShape>, KernelError> {
+        let (shapes, _) = self.undisturbed(|it| it.read_shapes(program))?;
+        Ok(shapes)
     }
 
     fn commit(&mut self, batch: &Batch) -> Result<(), KernelError> {

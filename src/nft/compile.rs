@@ -16,15 +16,17 @@ use crate::forward::ServiceForwarding;
 use crate::model::Family;
 use change::Undo;
 use groups::Groups;
+use intact::Leads;
 use pending::Pending;
 use plan::{Planner, Unclaimed};
 use programmed::{Claim, Services};
 use rows::RowId;
-use table::TableState;
+use table::{Demand, TableState};
 
 mod change;
 mod counts;
 mod groups;
+mod intact;
 mod pending;
 mod plan;
 mod programmed;
@@ -57,6 +59,7 @@ pub struct Compiler {
     /// Whether `unclaimed` has been dealt with.
     pruned: bool,
     counts: RowCounts,
+    leads: Leads,
     pending: Pending,
     undo: Vec<Undo>,
     limits: Vec<Limit>,
@@ -87,6 +90,7 @@ impl Compiler {
             unclaimed: Unclaimed::new(),
             pruned: false,
             counts: RowCounts::default(),
+            leads: Leads::default(),
             pending: Pending::default(),
             undo: Vec::new(),
             limits: Vec::new(),
@@ -183,8 +187,7 @@ impl Compiler {
             ops.push(Op::DeleteTable(*family));
         }
         for (family, table) in &self.tables {
-            let resizes = self.resizes(*family);
-            table.before_rows(*family, &resizes, &self.timeouts_in_use(*family), &mut ops);
+            table.before_rows(&self.program, *family, &self.demand(*family), &mut ops);
         }
         ops.extend(self.pending.deletions());
         ops.extend(self.pending.additions());
@@ -199,17 +202,20 @@ impl Compiler {
     /// The kernel took the batch. An empty batch is confirmed, too: what was staged may have needed no operation.
     pub fn confirm(&mut self) {
         for family in self.program.families.clone() {
-            let (resizes, timeouts) = (self.resizes(family), self.timeouts_in_use(family));
+            let demand = self.demand(family);
             if !self.is_in_kernel(family) {
                 // Its rows went with the table.
                 self.unclaimed.retain(|id, _| id.family != family);
             }
             if let Some(table) = self.tables.get_mut(&family) {
-                table.confirm(&resizes, &timeouts, self.pruned);
+                table.confirm(&self.program, family, &demand, self.pruned);
             }
         }
-        for (id, growth) in self.pending.growth() {
-            self.counts.grow(id.family, id.set, growth);
+        for (family, set, growth) in self.pending.growth() {
+            self.counts.grow(family, set, growth);
+        }
+        for (id, value, by) in self.pending.values() {
+            self.leads.count(id.family, &value, by);
         }
         self.doomed.clear();
         self.pending.clear();
@@ -263,6 +269,7 @@ impl Compiler {
             }
             if !rebuild {
                 self.counts.grow(family, set, 1);
+                self.leads.count(family, &value, 1);
             }
             self.unclaimed.insert(RowId { family, set, key }, value);
         }
@@ -273,20 +280,18 @@ impl Compiler {
         of_family.map(|((_, seconds), _)| *seconds).collect()
     }
 
-    /// Sets that the staged rows do not fit into, and their new sizes.
-    fn resizes(&self, family: Family) -> Vec<(SetName, u32)> {
-        let mut after = self.counts.clone();
-        let mut changed = BTreeSet::new();
-        for (id, growth) in self.pending.growth().filter(|(id, _)| id.family == family) {
-            after.grow(family, id.set, growth);
-            changed.insert(id.set);
-        }
+    fn demand(&self, family: Family) -> Demand {
         let table = self.tables.get(&family);
-        let outgrown = |set: SetName| {
-            let size = table?.outgrown(set, after.get(family, set))?;
-            Some((set, size))
-        };
-        changed.into_iter().filter_map(outgrown).collect()
+        let growth = self.pending.growth().into_iter().filter(|(of, ..)| *of == family);
+        let outgrown = growth.filter_map(|(_, set, growth)| {
+            let rows = self.counts.after(family, set, growth);
+            table?.outgrown(set, rows).map(|size| (set, size))
+        });
+        Demand {
+            resizes: outgrown.collect(),
+            slots: self.pending.slots(family),
+            timeouts: self.timeouts_in_use(family),
+        }
     }
 }
 

@@ -228,6 +228,17 @@ pub enum Value {
     Handle(Handle),
 }
 
+impl Value {
+    /// The chain that a verdict leads to.
+    pub fn chain(self) -> Option<Chain> {
+        if let Value::Verdict(Verdict::Goto(chain) | Verdict::Jump(chain)) = self {
+            Some(chain)
+        } else {
+            None
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Verdict {
     Goto(Chain),

@@ -9,7 +9,7 @@ mod hooks;
 mod names;
 mod sets;
 
-pub use chains::{ChainSpec, chains, remember};
+pub use chains::{ChainSpec, chains, chains_of_slots, chains_without_slots, remember};
 pub use hooks::{TABLE_COMMENT, base_hook, comment};
 pub use sets::{is_used, sets, spec};
 

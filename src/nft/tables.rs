@@ -8,8 +8,8 @@ use ipnet::{IpNet, Ipv4Net};
 
 use super::schema::{
     Batch, Chain, Data, Field, Key, ObservedTable, Op, Rule, SetName, SetSpec, Statement, Value,
-    Verdict,
 };
+use super::shape::{TableShape, count_rules, led_to, target};
 use super::skeleton::{self, Program};
 use crate::model::Family;
 
@@ -77,6 +77,11 @@ impl Tables {
     /// The tables as [`crate::kernel::Kernel::observe`] tells them.
     pub fn observed(&self, program: &Program) -> BTreeMap<Family, ObservedTable> {
         self.0.iter().map(|(family, table)| (*family, table.observed(program, *family))).collect()
+    }
+
+    /// The tables as [`crate::kernel::Kernel::survey`] tells them.
+    pub fn shapes(&self, program: &Program) -> BTreeMap<Family, TableShape> {
+        self.0.iter().map(|(family, table)| (*family, table.shape(program, *family))).collect()
     }
 
     fn attempt(&mut self, batch: &Batch) -> Attempt {
@@ -241,7 +246,7 @@ impl Table {
         if !fits(&skeleton::spec(set), family, &key, &value) {
             return Err(EINVAL);
         }
-        if let Value::Verdict(Verdict::Goto(chain) | Verdict::Jump(chain)) = value
+        if let Some(chain) = led_to(&value)
             && !self.chains.contains_key(&chain)
         {
             return Err(ENOENT);
@@ -272,10 +277,26 @@ impl Table {
         let rules = self.chains.values().flatten().flat_map(|rule| &rule.0);
         let mut targets = rules.filter_map(target);
         let mut values = self.sets.values().flat_map(|(_, rows)| rows.values());
-        targets.any(|target| target == chain)
-            || values.any(|value| {
-                matches!(value, Value::Verdict(Verdict::Goto(it) | Verdict::Jump(it)) if *it == chain)
-            })
+        targets.any(|target| target == chain) || values.any(|value| led_to(value) == Some(chain))
+    }
+
+    fn shape(&self, program: &Program, family: Family) -> TableShape {
+        let ObservedTable { sets, mut unknown, .. } = self.observed(program, family);
+        // Rules are not looked at.
+        unknown.retain(|it| !it.starts_with("chain "));
+        let rows = self.sets.iter().filter(|(set, _)| skeleton::is_used(**set, program));
+        let elements =
+            rows.map(|(set, (_, rows))| (*set, u32::try_from(rows.len()).unwrap_or(u32::MAX)));
+        let mut uses: BTreeMap<Chain, u32> = self.chains.keys().map(|it| (*it, 0)).collect();
+        for (chain, rules) in &self.chains {
+            count_rules(*chain, rules, &mut uses);
+        }
+        for chain in self.sets.values().flat_map(|(_, rows)| rows.values()).filter_map(led_to) {
+            *uses.entry(chain).or_default() += 1;
+        }
+        uses.retain(|chain, _| self.chains.contains_key(chain));
+        let sets = sets.into_iter().map(|(set, _)| set).collect();
+        TableShape { sets, unknown, elements: elements.collect(), uses }
     }
 
     fn observed(&self, program: &Program, family: Family) -> ObservedTable {
@@ -305,15 +326,6 @@ impl Table {
             }
         }
         table
-    }
-}
-
-/// The chain that a statement names.
-fn target(statement: &Statement) -> Option<Chain> {
-    if let Statement::Jump(chain) | Statement::Goto(chain) = statement {
-        Some(*chain)
-    } else {
-        None
     }
 }
 

@@ -15,7 +15,9 @@ const FLAGS: &str = "--proxy-mode=nftables\n--nodeport-addresses=primary\n--node
 fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     let mut seeds = kernel::seeds(&program());
     let mut add = |target, bytes: &[u8]| seeds.push((target, bytes.to_vec()));
-    add("legacy", &[1; 300]);
+    // As getsockopt gave them (IPT_SO_GET_INFO, then the entries of IPT_SO_GET_ENTRIES) for what kube-proxy writes.
+    add("legacy", include_bytes!("iptables-legacy-nat.bin"));
+    add("legacy", include_bytes!("ip6tables-legacy-filter.bin"));
     for (choice, object) in [(24, SERVICE), (25, SLICE), (30, NODE), (255, CIDR)] {
         let events = ["ADDED", "MODIFIED", "DELETED"]
             .map(|kind| format!("{{\"type\":\"{kind}\",\"object\":{object}}}\n"));

@@ -54,6 +54,7 @@ pub(super) fn sync(shell: &Shell, outbox: Outbox) -> anyhow::Result<()> {
     if config.own_tables {
         own_tables(&mut kernel).context("cannot program nftables")?;
     }
+    tell_of_families(&shell.live.borrow().settings);
     step("looking for what kube-proxy left");
     cleanup::tell_of_leftovers();
     step("preparing IPVS");
@@ -130,6 +131,19 @@ fn balancing(config: &Config) -> Result<Option<Balancing>, IpvsError> {
             warn!(%failure, "it is not known whether something of IPVS mode is left");
             Ok(None)
         }
+    }
+}
+
+/// What may surprise who thinks of one family only.
+fn tell_of_families(settings: &Settings) {
+    if settings.families == [Family::V4] {
+        info!("this host has no IPv6, or it is switched off: IPv4 alone is programmed");
+    }
+    for family in settings.node_ports.forgotten(&settings.families) {
+        info!(
+            ?family,
+            "nodePortAddresses has no range of this family: NodePorts are accepted on all its addresses"
+        );
     }
 }
 

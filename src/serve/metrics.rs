@@ -179,7 +179,7 @@ impl Metrics {
         self.families.standing_by.set(i64::from(yes));
     }
 
-    /// Claims on an address and port that an older Service holds.
+    /// Claims on an address and port that another Service holds.
     pub fn conflicts(&self, claims: usize) {
         self.families.conflicts.set(number(claims));
     }

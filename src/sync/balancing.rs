@@ -4,13 +4,20 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, info, warn};
 
+use super::engine::Engine;
 use super::{Pass, Sync, now};
-use crate::ipvs::schema::{Batch, Observed};
+use crate::ipvs::schema::{Batch, Observed, Outline};
 use crate::kernel::{Ipvs, IpvsError, IpvsSettings, Kernel};
 
-/// A comparison rests this many times its own length, so that it takes a fiftieth of the time however many virtual
-/// servers there are: IPVS lists their destinations one virtual server at a time.
-const COMPARE_REST: u32 = 49;
+/// A comparison reads destinations for this long at a time, and then lets changes go first.
+const PIECE: Duration = Duration::from_millis(3);
+
+/// How many virtual servers it asks about before it looks at the time: 10 microseconds each, as a rule.
+const SERVERS_AT_ONCE: usize = 32;
+
+/// After a piece it rests this many times its length, so that a comparison takes a fiftieth of the time however many
+/// virtual servers there are: IPVS lists their destinations one virtual server at a time.
+const REST: u32 = 49;
 
 /// How often connections of what drains are counted.
 const COUNT_EVERY: Duration = Duration::from_secs(2);
@@ -24,8 +31,16 @@ pub struct Balancing {
     pub(super) drain: Duration,
     /// `ipvs.syncPeriod`: IPVS tells nobody what is changed, so everything is read and compared this often. Zero: never.
     sync_period: Duration,
+    /// When to begin the next comparison, or to go on with the one that is under way.
     compare_at: Option<Instant>,
+    under_way: Option<Comparison>,
     count_at: Option<Instant>,
+}
+
+/// A comparison of everything, piece by piece.
+struct Comparison {
+    began: Instant,
+    differs: bool,
 }
 
 impl Balancing {
@@ -35,30 +50,83 @@ impl Balancing {
         drain: Duration,
         sync_period: Duration,
     ) -> Balancing {
-        Balancing { ipvs, settings, drain, sync_period, compare_at: None, count_at: None }
+        let (compare_at, under_way, count_at) = (None, None, None);
+        Balancing { ipvs, settings, drain, sync_period, compare_at, under_way, count_at }
     }
 
-    /// A look at everything has ended that began then.
-    fn looked(&mut self, began: Instant) {
-        let rest = (began.elapsed() * COMPARE_REST).max(self.sync_period);
-        self.compare_at = now().checked_add(rest);
+    /// Everything has been read at once, beginning then.
+    fn observed(&mut self, began: Instant) {
+        self.under_way = None;
+        self.rest(began, now().checked_add(self.sync_period));
         // What drained before a restart needs no operation, and has to be counted all the same.
         self.count_at.get_or_insert(began + COUNT_EVERY);
     }
 
-    /// What there is. The interface is made if it is missing, or taken over if it is kube-proxy's.
+    /// Goes on at that time, but not before it has rested from what began at `began`. `None`: never.
+    fn rest(&mut self, began: Instant, at: Option<Instant>) {
+        let rested = now().checked_add(began.elapsed().saturating_mul(REST));
+        self.compare_at = rested.zip(at).map(|(rested, at)| rested.max(at));
+    }
+
+    /// The next piece has ended, which began at `began`. If it was the `last` one: whether the comparison showed that
+    /// others had changed something.
+    fn compared(&mut self, began: Instant, differs: bool, last: bool) -> Option<bool> {
+        let mut comparison = self.under_way.take().unwrap_or(Comparison { began, differs: false });
+        comparison.differs |= differs;
+        if last {
+            self.rest(began, comparison.began.checked_add(self.sync_period));
+            return Some(comparison.differs);
+        }
+        self.under_way = Some(comparison);
+        self.rest(began, Some(began));
+        None
+    }
+
+    /// What there is, at once and completely.
     fn observe(&mut self) -> Result<Observed, IpvsError> {
-        let observed = self.ipvs.observe()?;
+        self.ensure_interface(|ipvs| {
+            let observed = ipvs.observe()?;
+            let ours = observed.interface.as_ref().map(|it| it.ours);
+            Ok((observed, ours))
+        })
+    }
+
+    /// What there is but for destinations.
+    fn outline(&mut self) -> Result<Outline, IpvsError> {
+        self.ensure_interface(|ipvs| {
+            let outline = ipvs.outline()?;
+            let ours = outline.interface.as_ref().map(|it| it.ours);
+            Ok((outline, ours))
+        })
+    }
+
+    /// Reads something and whether the interface is ours, if there is one. It is made if it is missing, or taken over if
+    /// it is kube-proxy's.
+    fn ensure_interface<T: Default>(
+        &mut self,
+        read: impl Fn(&mut dyn Ipvs) -> Result<(T, Option<bool>), IpvsError>,
+    ) -> Result<T, IpvsError> {
+        let (seen, ours) = read(&mut *self.ipvs)?;
         match &self.settings {
-            Some(settings) if observed.interface.as_ref().is_none_or(|it| !it.ours) => {
+            Some(settings) if ours != Some(true) => {
                 self.ipvs.prepare(settings)?;
-                self.ipvs.observe()
+                Ok(read(&mut *self.ipvs)?.0)
             }
             // Somebody else's, in nftables mode.
-            None if observed.interface.as_ref().is_some_and(|it| !it.ours) => {
-                Ok(Observed::default())
+            None if ours == Some(false) => Ok(T::default()),
+            _ => Ok(seen),
+        }
+    }
+
+    /// Destinations of virtual servers, for as long as a piece takes. Whether they differ, and whether none are left.
+    fn compare(&mut self, engine: &mut Engine) -> Result<(bool, bool), IpvsError> {
+        let (began, mut differs) = (now(), false);
+        loop {
+            let servers = engine.uncompared_servers(SERVERS_AT_ONCE);
+            if servers.is_empty() || began.elapsed() >= PIECE {
+                return Ok((differs, servers.is_empty()));
             }
-            _ => Ok(observed),
+            differs |= engine.servers_compared(self.ipvs.destinations(&servers)?);
         }
     }
 }
@@ -75,7 +143,7 @@ impl<K: Kernel> Sync<K> {
                 let (servers, took) = (observed.servers.len(), began.elapsed());
                 debug!(servers, ?took, "read the virtual servers");
                 self.engine.servers_observed(observed);
-                ipvs.looked(began);
+                ipvs.observed(began);
                 Ok(())
             }
             Err(failure) => self.give_up_servers(&failure),
@@ -134,7 +202,8 @@ impl<K: Kernel> Sync<K> {
         compare.into_iter().chain(count).min()
     }
 
-    /// Counts the connections of what drains, and compares everything with what the kernel has, each in its time.
+    /// Counts the connections of what drains, and compares a piece of what is believed with what the kernel has, each in
+    /// its time.
     pub(super) fn look_at_servers(&mut self) {
         if self.next_look_at_servers().is_none_or(|at| at > now()) {
             return;
@@ -153,23 +222,26 @@ impl<K: Kernel> Sync<K> {
         }
     }
 
+    /// One piece of a comparison: the outline, or destinations of some virtual servers.
     fn compare_servers(&mut self) {
         let Some(ipvs) = self.ipvs.as_mut() else { return };
         let began = now();
-        let observed = ipvs.observe();
-        ipvs.looked(began);
-        match observed {
-            Ok(observed) => {
-                let servers = observed.servers.len();
-                let differs = self.engine.servers_observed(observed);
-                let took = began.elapsed();
-                debug!(servers, ?took, "compared the virtual servers");
-                if differs {
-                    warn!("somebody else had changed our virtual servers; they are set right");
-                    self.reporter.servers_drifted();
-                }
-            }
-            Err(failure) => debug!(%failure, "cannot compare virtual servers"),
+        let piece = match ipvs.under_way.is_some() {
+            false => ipvs.outline().map(|outline| {
+                let differs = self.engine.servers_outlined(outline);
+                (differs, self.engine.uncompared_servers(1).is_empty())
+            }),
+            true => ipvs.compare(&mut self.engine),
+        };
+        let (differs, last) = piece.unwrap_or_else(|failure| {
+            debug!(%failure, "cannot compare virtual servers");
+            (false, true)
+        });
+        let Some(differed) = ipvs.compared(began, differs, last) else { return };
+        debug!(differed, "compared the virtual servers");
+        if differed {
+            warn!("somebody else had changed our virtual servers; they are set right");
+            self.reporter.servers_drifted();
         }
     }
 

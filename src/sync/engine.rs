@@ -14,11 +14,14 @@ use super::report::HealthChecks;
 use super::results::{Lacking, Outcome, Results};
 use crate::forward::{Conflict, Forwarder};
 use crate::ipvs::compile::Compiler as ServerCompiler;
-use crate::ipvs::schema::{Batch as ServerBatch, Observed, ServerKey};
+use crate::ipvs::schema::{
+    Batch as ServerBatch, Observed, ObservedDestinations, Outline, ServerKey,
+};
 use crate::kernel::{ObservedConnections, Refused, Rejection};
 use crate::model::{Change, Cluster, Family, ServiceId, Touched};
 use crate::nft::compile::{Compiler, Limit, RowCounts};
 use crate::nft::schema::{Batch, ObservedTable, Owner, SetName};
+use crate::nft::shape::TableShape;
 use crate::nft::skeleton::{NodePortAddresses, Program};
 use crate::serve::HealthCheck;
 
@@ -54,6 +57,8 @@ const ENFILE: i32 = 23;
 pub struct Engine {
     settings: Settings,
     program: Program,
+    /// What the settings and the own Node leave open, see [`Settings::doubt`].
+    doubt: Option<&'static str>,
     cluster: Cluster,
     forwarder: Forwarder,
     /// `None`: what the kernel holds is not known, look first.
@@ -130,6 +135,7 @@ impl Engine {
         let forwarder = Forwarder::new(crate::forward::Settings { node_ip: settings.node_ip });
         Engine {
             program: settings.program(cluster.node()),
+            doubt: settings.doubt(cluster.node()),
             servers: settings
                 .ipvs
                 .as_ref()
@@ -199,6 +205,7 @@ impl Engine {
 
     /// The own Node's pod CIDRs or addresses may call for other rules; those are written by comparing everything.
     fn set_program(&mut self) {
+        self.doubt = self.settings.doubt(self.cluster.node());
         let program = self.settings.program(self.cluster.node());
         if self.program != program {
             self.program = program;
@@ -209,6 +216,11 @@ impl Engine {
     /// Nothing may be written before every watch has delivered its first list.
     pub fn is_ready(&self) -> bool {
         self.cluster.is_complete()
+    }
+
+    /// What keeps local Pods, or endpoints on this node, from being told from others; known once everything is listed.
+    pub fn doubt(&self) -> Option<&'static str> {
+        self.doubt.filter(|_| self.is_ready())
     }
 
     /// There is something to write, or to look at.
@@ -419,6 +431,27 @@ impl Engine {
         differs
     }
 
+    /// Begins a comparison of what IPVS holds with what it is believed to hold, piece by piece. Whether they differ.
+    pub fn servers_outlined(&mut self, outline: Outline) -> bool {
+        let Some(servers) = self.servers.as_mut() else { return false };
+        let (differs, services) = servers.outlined(outline);
+        self.urgent.extend(services);
+        differs
+    }
+
+    /// The next virtual servers to read for that comparison; none: it has ended.
+    pub fn uncompared_servers(&self, most: usize) -> Vec<ServerKey> {
+        self.servers.as_ref().map(|it| it.compiler().uncompared(most)).unwrap_or_default()
+    }
+
+    /// Their destinations. Whether they differ.
+    pub fn servers_compared(&mut self, seen: BTreeMap<ServerKey, ObservedDestinations>) -> bool {
+        let Some(servers) = self.servers.as_mut() else { return false };
+        let (differs, services) = servers.compared(seen);
+        self.urgent.extend(services);
+        differs
+    }
+
     /// It is not known what of the batch IPVS has carried out: look again before the next one.
     pub fn servers_lost(&mut self, batch: &ServerBatch) {
         if let Some(servers) = self.servers.as_mut() {
@@ -460,6 +493,11 @@ impl Engine {
     /// Virtual servers as they are believed to be; `None` if there are none to look after.
     pub fn servers(&self) -> Option<&ServerCompiler> {
         self.servers.as_ref().map(Servers::compiler)
+    }
+
+    /// What others have done to our tables since they were read or written last, as far as a survey shows it.
+    pub fn damage(&self, shapes: &BTreeMap<Family, TableShape>) -> Option<String> {
+        self.compiler.as_ref()?.damage(shapes)
     }
 
     /// Computes what touched Services forward to now; a Service touched a hundred times is computed once.
@@ -616,13 +654,13 @@ impl Engine {
         self.refused.len()
     }
 
-    /// All health check node ports, as the committed batches left them.
+    /// All health check node ports, as the committed batches left them; none of a family that the host lacks.
     pub fn health_checks(&self) -> HealthChecks {
         let mut wanted = Vec::new();
         for (service, check) in self.results.health_checks() {
             let known = self.cluster.id(service).and_then(|it| self.cluster.service(it));
             let uid = known.and_then(|it| it.uid);
-            for family in Family::ALL {
+            for &family in &self.program.families {
                 let Some(local) = check.local(family) else { continue };
                 let local_endpoints = usize::try_from(local).unwrap_or(usize::MAX);
                 wanted.push(HealthCheck {

@@ -113,7 +113,36 @@ impl Settings {
         }
     }
 
-    /// Where health check node ports listen: on the same addresses as NodePorts (reference 10.2).
+    /// Why the proxy cannot do what the settings ask for, as far as the own Node tells: kube-proxy waits for some of this
+    /// and ends for the rest. `None`: nothing is in the way.
+    pub fn doubt(&self, node: Option<&Node>) -> Option<&'static str> {
+        let Some(node) = node else {
+            return Some(
+                "there is no Node object of this name: /healthz stays 503, and if the name is wrong, no endpoint counts as \
+                 local (see --hostname-override)",
+            );
+        };
+        let program = self.program(Some(node));
+        if self.families.iter().any(|it| program.family(*it).detector.is_some()) {
+            return None;
+        }
+        match &self.detect_local {
+            // That it is not set was told at the start.
+            DetectLocal::ClusterCidr(ranges) if ranges.is_empty() => None,
+            DetectLocal::ClusterCidr(_) => Some(
+                "clusterCIDR has no range of a family that this host supports; until it has, traffic of local Pods cannot be \
+                 told from other traffic",
+            ),
+            DetectLocal::NodeCidr => Some(
+                "the own Node has no podCIDRs of a family that this host supports, which detectLocalMode NodeCIDR needs; until \
+                 it has, traffic of local Pods cannot be told from other traffic",
+            ),
+            DetectLocal::Bridge(_) | DetectLocal::InterfacePrefix(_) => None,
+        }
+    }
+
+    /// Where health check node ports listen: on the same addresses as NodePorts (reference 10.2), but for loopback, which
+    /// they may be asked for by.
     pub fn health_check_addresses(
         &self,
         family: Family,
@@ -122,8 +151,9 @@ impl Settings {
     ) -> ListenOn {
         match self.node_ports.ranges(family, &self.node_ips(node)) {
             None => ListenOn::All,
-            Some(_) => {
-                ListenOn::These(self.node_port_ips(family, node, host).into_iter().collect())
+            Some(ranges) => {
+                let listed = |ip: &IpAddr| ranges.iter().any(|range| range.contains(ip));
+                ListenOn::These(host.iter().copied().filter(listed).collect())
             }
         }
     }
@@ -165,6 +195,41 @@ mod tests {
             "127.0.0.1 192.0.2.1 192.0.2.7 10.0.0.1 2001:db8::1",
             "192.0.2.1 192.0.2.7",
         );
+    }
+
+    /// TestServerWithSelectiveListeningAddress.
+    #[test]
+    fn health_check_node_ports_listen_on_loopback_if_it_is_listed() {
+        let settings = settings(NodePortSelector::Within(vec!["127.0.0.0/8".parse().unwrap()]));
+        let host = ips("127.0.0.1 192.0.2.1 ::1").into_iter().collect();
+        let on = |family| settings.health_check_addresses(family, None, &host);
+        assert_eq!(on(Family::V4), ListenOn::These(ips("127.0.0.1")));
+        assert_eq!(on(Family::V6), ListenOn::All);
+    }
+
+    #[test]
+    fn what_kube_proxy_would_wait_or_end_for_is_a_doubt() {
+        let node = |cidr: &str| Node {
+            pod_cidrs: cidr.split_whitespace().map(|it| it.parse().unwrap()).collect(),
+            ..Node::default()
+        };
+        let check =
+            |detect_local: DetectLocal, families: &[Family], node: Option<Node>, part: &str| {
+                let families = families.to_vec();
+                let settings =
+                    Settings { detect_local, families, ..settings(NodePortSelector::All) };
+                let doubt = settings.doubt(node.as_ref()).unwrap_or_default();
+                assert!(doubt.contains(part) && (part.is_empty() == doubt.is_empty()), "{doubt}");
+            };
+        let cluster = |cidr: &str| DetectLocal::ClusterCidr(node(cidr).pod_cidrs);
+        check(cluster("10.0.0.0/8"), &Family::ALL, None, "no Node object");
+        check(cluster("10.0.0.0/8"), &Family::ALL, Some(node("")), "");
+        check(cluster(""), &Family::ALL, Some(node("")), "");
+        check(cluster("fd00::/8"), &[Family::V4], Some(node("")), "clusterCIDR has no range");
+        check(DetectLocal::NodeCidr, &Family::ALL, Some(node("")), "has no podCIDRs");
+        check(DetectLocal::NodeCidr, &[Family::V4], Some(node("fd00::/64")), "has no podCIDRs");
+        check(DetectLocal::NodeCidr, &Family::ALL, Some(node("fd00::/64")), "");
+        check(DetectLocal::Bridge("br0".into()), &Family::ALL, Some(node("")), "");
     }
 
     #[test]

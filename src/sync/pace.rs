@@ -3,6 +3,7 @@
 //! The first change goes out at once, and so do those that follow as long as passes have not worked for long of late.
 //! Under pressure changes wait for each other, so that passes take a bounded share of a core: all the work beyond an
 //! allowance is made up for by rests of `REST` times its length, and meanwhile changes of the same Service merge.
+//! The first sync brings everything, long as it takes, and is no pressure: what changes right after it goes out at once.
 //! `minSyncPeriod` is the longest that a change waits for that reason; kube-proxy's meaning, a fixed pause after every
 //! pass, exists to protect it from its own cost per pass, which is not ours.
 //! After a failure the next pass waits for a back-off of its own, from 100 ms doubling up to `syncPeriod`.
@@ -26,13 +27,15 @@ pub struct Pace {
     rested: Option<Instant>,
     /// Work that was not rested from yet, and when that was so.
     owed: Option<(Duration, Instant)>,
+    /// A pass has ended well.
+    begun: bool,
     /// Failures in a row.
     failures: u32,
 }
 
 impl Pace {
     pub fn new(min_sync_period: Duration, sync_period: Duration) -> Pace {
-        Pace { min_sync_period, sync_period, rested: None, owed: None, failures: 0 }
+        Pace { min_sync_period, sync_period, rested: None, owed: None, begun: false, failures: 0 }
     }
 
     /// Other settings from now on; a wait that is under way stays as it is.
@@ -49,6 +52,10 @@ impl Pace {
     /// A pass that began at `began` has ended well.
     pub fn succeeded(&mut self, began: Instant, now: Instant) {
         self.failures = 0;
+        if !std::mem::replace(&mut self.begun, true) {
+            self.rested = None;
+            return;
+        }
         let owed = self.owed_at(began) + now.saturating_duration_since(began);
         self.owed = Some((owed, now));
         let rest = owed.saturating_sub(ALLOWANCE).saturating_mul(REST).min(self.min_sync_period);
@@ -92,13 +99,28 @@ mod tests {
             reason = "an Instant can be had from the clock only; just an origin here"
         )]
         let origin = Instant::now();
-        (Pace::new(Duration::from_secs(1), Duration::from_secs(30)), origin)
+        let mut pace = Pace::new(Duration::from_secs(1), Duration::from_secs(30));
+        pace.succeeded(origin, origin);
+        (pace, origin)
     }
 
     #[test]
     fn the_first_pass_runs_at_once() {
         let (pace, now) = pace();
         assert_eq!(pace.wait(now), Duration::ZERO);
+    }
+
+    #[test]
+    fn the_first_sync_delays_nothing() {
+        let (_, now) = pace();
+        let mut pace = Pace::new(Duration::from_secs(1), Duration::from_secs(30));
+        pace.failed(now, 1.0);
+        pace.succeeded(now, now + 900 * MS);
+        assert_eq!(pace.wait(now + 900 * MS), Duration::ZERO);
+        pace.succeeded(now + 900 * MS, now + 930 * MS);
+        assert_eq!(pace.wait(now + 930 * MS), Duration::ZERO);
+        pace.succeeded(now + 930 * MS, now + 960 * MS);
+        assert_eq!(pace.wait(now + 960 * MS), 80 * MS, "the next ones count");
     }
 
     #[test]
@@ -152,6 +174,7 @@ mod tests {
     fn a_zero_min_sync_period_never_waits() {
         let (_, now) = pace();
         let mut pace = Pace::new(Duration::ZERO, Duration::from_secs(30));
+        pace.succeeded(now, now);
         pace.succeeded(now, now + 900 * MS);
         assert_eq!(pace.wait(now + 900 * MS), Duration::ZERO);
     }

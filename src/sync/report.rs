@@ -68,6 +68,8 @@ pub(super) struct Reporter {
     work: Work,
     /// EndpointSlice events that no sync has taken up yet.
     slices_pending: usize,
+    /// What was told last of what the own Node leaves open.
+    doubt: Option<&'static str>,
     /// When the rooms' memory was last looked at.
     weighed: Option<Instant>,
     /// Nanoseconds since the epoch. Causes from before are not ours to answer for (reference 9).
@@ -103,6 +105,7 @@ impl Reporter {
             families: Vec::new(),
             work: Work::default(),
             slices_pending: 0,
+            doubt: None,
             weighed: None,
             started,
         }
@@ -170,6 +173,15 @@ impl Reporter {
         }
     }
 
+    /// What keeps the proxy from doing what it is asked to, if anything; told when it begins.
+    pub(super) fn doubt(&mut self, doubt: Option<&'static str>) {
+        match std::mem::replace(&mut self.doubt, doubt) {
+            before if before == doubt => (),
+            Some(before) if doubt.is_none() => info!(before, "no longer so"),
+            _ => doubt.into_iter().for_each(|why| warn!("{why}")),
+        }
+    }
+
     /// There is something to write.
     pub(super) fn queued(&mut self, engine: &Engine) {
         self.ports.metrics.service_changes_pending(engine.waiting());
@@ -188,9 +200,9 @@ impl Reporter {
         self.work.verifying = true;
     }
 
-    /// Whether everything is being compared for that reason.
-    pub(super) fn is_verifying(&self) -> bool {
-        self.work.verifying
+    /// Whether what was compared for that reason had to be written; `None` if nothing was compared for it.
+    pub(super) fn verified(&self) -> Option<bool> {
+        self.work.verifying.then_some(self.work.operations > 0)
     }
 
     /// The kernel's tables have been read.
@@ -242,17 +254,21 @@ impl Reporter {
         if outcome.health_checks_changed {
             self.ports.health_checks.send_replace(engine.health_checks());
         }
-        if outcome.lacking_local_changed {
+        // Before the first complete sync: zero is a figure, too.
+        if outcome.lacking_local_changed || !self.ready {
             self.lacking_local(engine.lacking_local());
         }
     }
 
     fn lacking_local(&self, lacking: Lacking) {
-        let metrics = &self.ports.metrics;
-        metrics.no_local_endpoints(Family::V4, PolicyKind::Internal, lacking.internal_v4);
-        metrics.no_local_endpoints(Family::V6, PolicyKind::Internal, lacking.internal_v6);
-        metrics.no_local_endpoints(Family::V4, PolicyKind::External, lacking.external_v4);
-        metrics.no_local_endpoints(Family::V6, PolicyKind::External, lacking.external_v6);
+        for &family in &self.families {
+            let (internal, external) = match family {
+                Family::V4 => (lacking.internal_v4, lacking.external_v4),
+                Family::V6 => (lacking.internal_v6, lacking.external_v6),
+            };
+            self.ports.metrics.no_local_endpoints(family, PolicyKind::Internal, internal);
+            self.ports.metrics.no_local_endpoints(family, PolicyKind::External, external);
+        }
     }
 
     /// Everything is written.
@@ -289,15 +305,14 @@ impl Reporter {
         self.fill(&work, engine);
         self.weigh(engine);
         if work.operations > 0 {
-            info!(
-                trigger = if work.full { "full" } else { "changes" },
-                events = work.events,
-                services = work.services.len(),
-                operations = work.operations,
-                batches = work.batches,
-                ?took,
-                "synced"
-            );
+            let (events, services) = (work.events, work.services.len());
+            let (operations, batches) = (work.operations, work.batches);
+            if work.full {
+                info!(trigger = "full", events, services, operations, batches, ?took, "synced");
+            } else {
+                // Hundreds a second in a busy cluster, each of which costs as much as to compute what it tells of.
+                debug!(trigger = "changes", events, services, operations, batches, ?took, "synced");
+            }
         } else if work.verifying {
             debug!(?took, "others changed tables, not ours");
         } else if work.full {
@@ -365,8 +380,8 @@ impl Reporter {
         self.ports.metrics.conflicts(present);
         for conflict in conflicts.began {
             let note = format!(
-                "Port {} is not served on {}/{}: the older Service {} claims it. Give one of them another address or \
-                 port.",
+                "Port {} is not served on {}/{}: Service {} has it (the older one, or the one whose cluster IP it is). \
+                 Give one of them another address or port.",
                 port_of(&conflict),
                 place(&conflict.at),
                 conflict.protocol,

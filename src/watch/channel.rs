@@ -31,6 +31,17 @@ impl ChangeSender {
         self.0.send(change).await.map_err(|_| Closed)
     }
 
+    /// Sends all of them, a group at a time as far as there is room: the receiver is woken once for each group, not for
+    /// each Change.
+    pub(super) async fn send_all(&self, changes: &mut Vec<Change>) -> Result<(), Closed> {
+        while !changes.is_empty() {
+            let group = changes.len().min(self.0.max_capacity());
+            let room = self.0.reserve_many(group).await.map_err(|_| Closed)?;
+            room.zip(changes.drain(..group)).for_each(|(place, change)| place.send(change));
+        }
+        Ok(())
+    }
+
     /// Waits until nobody receives any more.
     pub(super) async fn closed(&self) {
         self.0.closed().await;
@@ -129,6 +140,7 @@ fn now() -> Instant {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Resource;
 
     #[test]
     fn a_thread_waits_no_longer_than_told_and_takes_all_that_is_there() {
@@ -146,6 +158,23 @@ mod tests {
         drop(sender);
         assert_eq!(receiver.receive(&mut changes, 2, None), Received::Closed);
         assert_eq!(changes.len(), 3);
+    }
+
+    #[test]
+    fn more_than_there_is_room_for_arrives_in_order() {
+        let (sender, mut receiver) = channel(4);
+        let listed = [Resource::Service, Resource::EndpointSlice, Resource::Node];
+        let sent: Vec<Change> = listed.into_iter().cycle().take(30).map(Change::Listed).collect();
+        let mut waiting = sent.clone();
+        let other = thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            runtime.block_on(sender.send_all(&mut waiting)).unwrap();
+            assert!(waiting.is_empty());
+        });
+        let mut changes = Vec::new();
+        while receiver.receive(&mut changes, 8, None) != Received::Closed {}
+        assert_eq!(changes, sent);
+        other.join().unwrap();
     }
 
     #[test]

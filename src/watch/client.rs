@@ -109,7 +109,7 @@ pub enum ClientError {
 /// The API server, as the watchers use it.
 ///
 /// Everything that came from files (address, certificate authorities, client certificate) forms a session. A 401 or a
-/// failed connection makes the next request look whether those files have changed, and if so begin a new session; that
+/// connection that fails or breaks makes the next request look whether those files have changed, and if so begin a new session; that
 /// is how rotated certificates and tokens are picked up. Token files are also read anew every minute by kube.
 pub struct ApiClient {
     server: Server,
@@ -208,7 +208,7 @@ impl ApiClient {
             }
         };
         if let Err(error) = &result
-            && matches!(error.trouble, Trouble::Unauthorized | Trouble::Tls | Trouble::Connect)
+            && may_be_cured_by_other_files(error.trouble)
         {
             self.doubt(session.fingerprint);
         }
@@ -352,6 +352,12 @@ fn fingerprint(config: &kube::Config, files: &[PathBuf]) -> u64 {
         std::fs::read(file).ok().hash(&mut hasher);
     }
     hasher.finish()
+}
+
+/// A server that refuses a client certificate in the handshake of TLS 1.3 says so when ours is over already: to us it is
+/// a connection that breaks before it has answered anything.
+fn may_be_cured_by_other_files(trouble: Trouble) -> bool {
+    matches!(trouble, Trouble::Unauthorized | Trouble::Tls | Trouble::Connect | Trouble::Broken)
 }
 
 fn retry_after<B>(response: &Response<B>) -> Option<Duration> {

@@ -19,6 +19,7 @@ use kube::client::{Body, ConfigExt};
 use tokio::net::TcpStream;
 use tower::{BoxError, Service, ServiceBuilder};
 
+use super::buffered::Buffered;
 use super::client::ConnectionPace;
 use super::proxy::HttpProxy;
 
@@ -162,7 +163,7 @@ impl Road {
 }
 
 impl Service<Uri> for Road {
-    type Response = TokioIo<TcpStream>;
+    type Response = TokioIo<Buffered>;
     type Error = BoxError;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
 
@@ -177,14 +178,18 @@ impl Service<Uri> for Road {
         match self {
             Road::Direct(tcp) => {
                 let connecting = tcp.call(server);
-                Box::pin(async move { connecting.await.map_err(BoxError::from) })
+                Box::pin(async move { Ok(buffered(connecting.await?)) })
             }
             Road::Proxied(tunnel) => {
                 let connecting = tunnel.call(server);
-                Box::pin(async move { connecting.await.map_err(BoxError::from) })
+                Box::pin(async move { Ok(buffered(connecting.await?)) })
             }
         }
     }
+}
+
+fn buffered(stream: TokioIo<TcpStream>) -> TokioIo<Buffered> {
+    TokioIo::new(Buffered::new(stream.into_inner()))
 }
 
 /// TCP with everything that notices a peer that went away without a word, for the time when no pings are sent.
@@ -207,7 +212,7 @@ struct Timed<C> {
     pace: ConnectionPace,
 }
 
-type Stream = MaybeHttpsStream<TokioIo<TcpStream>>;
+type Stream = MaybeHttpsStream<TokioIo<Buffered>>;
 type Connecting = Pin<Box<dyn Future<Output = Result<Stream, BoxError>> + Send>>;
 
 impl Service<Uri> for Timed<Plain> {

@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use http::{Response, Version};
 use http_body_util::BodyExt;
 use kube::client::Body;
@@ -31,14 +32,17 @@ use super::Watching;
 use super::backoff::{Backoff, random};
 use super::channel::{ChangeSender, Closed};
 use super::client::ApiClient;
-use super::decode::Decoder;
+use super::decode::{Decoder, Versioned};
 use super::events::Recorder;
 use super::resource::{Freshness, Spec};
 use super::stats::{ResourceStats, State, Stats};
 use super::trouble::{ApiError, Trouble};
 use super::versions::{News, Versions};
 use super::wire::{Items, Line, Lines};
-use message::{Event, List, ListMetadata, Status};
+
+/// Changes that go on together at most.
+const GROUP: usize = 64;
+use message::{Event, List, ListMetadata, Status, written_object};
 
 /// How patient a watch is.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -85,6 +89,8 @@ pub(super) struct Reflector<'a> {
     decoder: Decoder,
     sender: &'a ChangeSender,
     recorder: &'a Recorder,
+    /// Not handed on yet. They are as soon as nothing more has come, or there are [`GROUP`] of them.
+    waiting: Vec<Change>,
     versions: Versions,
     /// Where to go on watching. `None`: everything has to be listed.
     version: Option<String>,
@@ -141,6 +147,7 @@ impl<'a> Reflector<'a> {
             decoder: Decoder::new(watching.context.clone()),
             sender: &watching.sender,
             recorder: &watching.recorder,
+            waiting: Vec::new(),
             versions: Versions::default(),
             version: None,
             freshness: Freshness::Cached,
@@ -159,6 +166,9 @@ impl<'a> Reflector<'a> {
                 None => self.list().await,
                 Some(version) => self.watch(&version).await,
             };
+            if self.hand_on().await.is_err() {
+                return;
+            }
             let wait = match end {
                 Ok(()) => self.after_end(),
                 Err(End::Closed) => return,
@@ -236,6 +246,7 @@ impl<'a> Reflector<'a> {
     async fn begin_list(&mut self) -> Result<(), End> {
         self.stats.set_state(State::Listing);
         self.versions.clear();
+        self.hand_on().await?;
         Ok(self.sender.send(Change::Listing(self.spec.resource)).await?)
     }
 
@@ -243,6 +254,7 @@ impl<'a> Reflector<'a> {
         self.version = Some(version);
         self.freshness = Freshness::Newest;
         self.stream_stalled = false;
+        self.hand_on().await?;
         Ok(self.sender.send(Change::Listed(self.spec.resource)).await?)
     }
 
@@ -273,14 +285,17 @@ impl<'a> Reflector<'a> {
                 Ok(Some(bytes)) => lines.feed(&bytes),
                 Ok(None) if lines.is_empty() && phase == Phase::Following => return Ok(()),
                 Ok(None) => return Err(self.failure(Trouble::Broken, "it ended too early").into()),
-                Err(error) if error.trouble == Trouble::Silence && phase == Phase::Following => {
+                Err(End::Failed(error))
+                    if error.trouble == Trouble::Silence && phase == Phase::Following =>
+                {
                     tracing::debug!(resource = ?self.spec.resource, "quiet for long; watching anew");
                     return Ok(());
                 }
-                Err(error) => {
+                Err(End::Failed(error)) => {
                     self.stream_stalled |= error.trouble == Trouble::Silence;
                     return Err(error.into());
                 }
+                Err(End::Closed) => return Err(End::Closed),
             }
             while let Some(line) = lines.next() {
                 match line {
@@ -293,6 +308,14 @@ impl<'a> Reflector<'a> {
 
     /// Takes one line of a watch.
     async fn event(&mut self, line: &[u8], phase: Phase) -> Result<Phase, End> {
+        // Nearly all lines, and their text is gone over once.
+        if let Some(object) = written_object(line)
+            && let Ok(decoded) = self.decoder.applied(self.spec.resource, object)
+        {
+            let version = self.applied(decoded).await?;
+            self.note_version(version, phase);
+            return Ok(phase);
+        }
         let Ok(event) = serde_json::from_slice::<Event<'_>>(line) else {
             return Err(self.not_an_event(line).into());
         };
@@ -345,11 +368,17 @@ impl<'a> Reflector<'a> {
 
     /// Hands on an object; returns its version.
     async fn apply(&mut self, object: &[u8]) -> Result<String, End> {
+        match self.decoder.applied(self.spec.resource, object) {
+            Ok(decoded) => self.applied(decoded).await,
+            Err(why) => {
+                self.stats.count_object();
+                Ok(self.skip_unreadable(&why))
+            }
+        }
+    }
+
+    async fn applied(&mut self, decoded: Versioned) -> Result<String, End> {
         self.stats.count_object();
-        let decoded = match self.decoder.applied(self.spec.resource, object) {
-            Ok(decoded) => decoded,
-            Err(why) => return Ok(self.skip_unreadable(&why)),
-        };
         let news = self.versions.applied(decoded.key, &decoded.version, decoded.fingerprint());
         self.stats.remembers(self.versions.heap_bytes());
         if !self.is_news(news) {
@@ -360,7 +389,7 @@ impl<'a> Reflector<'a> {
             self.recorder.skipped(skipped);
         }
         if let Some(change) = decoded.change {
-            self.sender.send(change).await?;
+            self.queue(change).await?;
         }
         Ok(decoded.version)
     }
@@ -377,9 +406,20 @@ impl<'a> Reflector<'a> {
             return Ok(decoded.version);
         }
         if let Some(change) = decoded.change {
-            self.sender.send(change).await?;
+            self.queue(change).await?;
         }
         Ok(decoded.version)
+    }
+
+    async fn queue(&mut self, change: Change) -> Result<(), Closed> {
+        self.waiting.push(change);
+        if self.waiting.len() < GROUP { Ok(()) } else { self.hand_on().await }
+    }
+
+    /// To wake the loop for each of thousands of Changes costs more than they do, so they go in groups while they come
+    /// faster than they are read.
+    async fn hand_on(&mut self) -> Result<(), Closed> {
+        self.sender.send_all(&mut self.waiting).await
     }
 
     /// Whether to go on with an object; counts it otherwise.
@@ -422,20 +462,30 @@ impl<'a> Reflector<'a> {
 
     // Odds and ends of requests.
 
-    /// The next bytes of a body; `None` at its orderly end.
+    /// The next bytes of a body; `None` at its orderly end. Before it waits for them, what has come is handed on.
     async fn frame(
-        &self,
+        &mut self,
         body: &mut Body,
         silence: Duration,
-    ) -> Result<Option<bytes::Bytes>, ApiError> {
+    ) -> Result<Option<bytes::Bytes>, End> {
         loop {
-            let frame = match tokio::time::timeout(silence, body.frame()).await {
-                Ok(None) => return Ok(None),
-                Ok(Some(Ok(frame))) => frame,
-                Ok(Some(Err(error))) => return Err(ApiError::transport(&self.doing(), &error)),
-                Err(_) => {
-                    return Err(self.failure(Trouble::Silence, format!("nothing for {silence:?}")));
+            let frame = match body.frame().now_or_never() {
+                Some(frame) => frame,
+                None => {
+                    self.hand_on().await?;
+                    match tokio::time::timeout(silence, body.frame()).await {
+                        Ok(frame) => frame,
+                        Err(_) => {
+                            let what = format!("nothing for {silence:?}");
+                            return Err(self.failure(Trouble::Silence, what).into());
+                        }
+                    }
                 }
+            };
+            let frame = match frame {
+                None => return Ok(None),
+                Some(Ok(frame)) => frame,
+                Some(Err(error)) => return Err(ApiError::transport(&self.doing(), &error).into()),
             };
             if let Ok(bytes) = frame.into_data() {
                 self.stats.received(bytes.len());

@@ -41,7 +41,7 @@ impl Lines {
     pub(super) fn next(&mut self) -> Option<Line> {
         loop {
             let rest = self.buffer.get(self.searched..).unwrap_or_default();
-            let Some(found) = rest.iter().position(|byte| *byte == b'\n') else {
+            let Some(found) = memchr::memchr(b'\n', rest) else {
                 self.searched = self.buffer.len();
                 if self.searched > LONGEST {
                     self.skipping = true;

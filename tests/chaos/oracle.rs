@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::slice::from_ref;
 
 use serde_json::Value;
 
@@ -214,12 +215,12 @@ fn policies_conditions_and_families() {
     let at = |text: &str| BTreeSet::from([text.parse().unwrap()]);
     let node_port = Front::NodePort(Family::V4, 30_000, Protocol::Tcp);
     let cluster_ip = Front::Address([10, 96, 0, 1].into(), 80, Protocol::Tcp);
-    let found = forwarding(&[service.clone()], &[slice.clone()], "n1");
+    let found = forwarding(from_ref(&service), from_ref(&slice), "n1");
     let split = Backends { all: at("10.0.0.2:8080"), outside: Some(at("10.0.0.1:8080")) };
     let whole = Backends { all: at("10.0.0.2:8080"), outside: None };
     assert_eq!(found.fronts, BTreeMap::from([(node_port, split), (cluster_ip, whole)]));
     assert!(found.rejected.is_empty() && found.dropped.is_empty());
-    let elsewhere = forwarding(&[service.clone()], &[slice.clone()], "n3");
+    let elsewhere = forwarding(from_ref(&service), from_ref(&slice), "n3");
     assert_eq!(elsewhere.dropped, BTreeSet::from([node_port]));
     slice["endpoints"] = json!([]);
     let rejected = forwarding(&[service], &[slice], "n1").rejected;

@@ -176,7 +176,7 @@ impl Prober<'_> {
                     self.traffic.fail(format!("{} after {:?}", told(), ended - began));
                 }
             }
-            _ => (),
+            Outcome::Refused | Outcome::TimedOut | Outcome::Failed(_) => (),
         }
     }
 }
@@ -208,11 +208,15 @@ pub(super) fn reachable(front: Front, client: Actor) -> Option<SocketAddr> {
             (cluster_ip != outside).then_some(SocketAddr::new(address, port))
         }
         Front::NodePort(family, port, _) => {
-            let [v4, v6] = Actor::find("node-1").unwrap().addresses();
+            let [v4, v6] = node_addresses();
             let address = if family == Family::V4 { v4 } else { v6 };
             outside.then_some(SocketAddr::new(address, port))
         }
     }
+}
+
+fn node_addresses() -> [IpAddr; 2] {
+    Actor::find("node-1").unwrap().addresses()
 }
 
 /// Connects once. Call it in the client's namespace.
@@ -222,13 +226,12 @@ pub(super) fn connect(client: Actor, front: Front, to: SocketAddr, patience: Dur
         Protocol::Udp => model::Protocol::Udp,
     };
     let source = client.address(to.ip());
-    match ask(source, to, protocol, patience) {
-        // Nobody repeats a lost packet of UDP but the client: its flow may have been forgotten under way.
-        Outcome::TimedOut if front.protocol() == Protocol::Udp => {
-            ask(source, to, protocol, patience)
-        }
-        outcome => outcome,
+    let outcome = ask(source, to, protocol, patience);
+    // Nobody repeats a lost packet of UDP but the client: its flow may have been forgotten under way.
+    if outcome == Outcome::TimedOut && front.protocol() == Protocol::Udp {
+        return ask(source, to, protocol, patience);
     }
+    outcome
 }
 
 /// The endpoint behind an answer.

@@ -13,7 +13,8 @@ const HEAD: &str = "\
 
 All that `/metrics` on port 10249 shows, as the program itself tells it; a test compares. Those that begin with `kubeproxy_`,
 `kubernetes_`, `rest_client_` and `process_` have the names, labels and buckets of kube-proxy and mean the same, but that an
-event of a Service is counted once and not once a family. A combination of labels appears when it has something to tell. No
+event of a Service is counted once and not once a family, and an object that changed in nothing that matters is counted as
+`kubeferry_watch_unchanged_total` alone. A combination of labels appears when it has something to tell. No
 label ever holds the name of an object, so the number of series does not grow with the cluster.
 
 What kube-proxy shows and this page does not: `go_*` (there is no Go here), metrics of its iptables mode, and

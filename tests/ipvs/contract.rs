@@ -47,6 +47,7 @@ fn agree(batches: &[Vec<Op>]) {
         assert_eq!(kernel.commit(&batch).unwrap(), memory.commit(&batch).unwrap());
         let observed = kernel.observe().unwrap();
         assert_eq!(observed, memory.observe().unwrap());
+        assert_eq!(kernel.outline().unwrap(), memory.outline().unwrap());
         let servers: Vec<ServerKey> = SERVERS.iter().map(|it| key(it)).collect();
         let sorted = |mut all: Vec<_>| {
             all.sort_by_key(|(key, end, _)| (*key, *end));

@@ -7,6 +7,7 @@ use crate::support::apiserver::{Ask, Fault, On};
 use crate::watch::rig::furnish;
 
 const HEALTH: u16 = 10256;
+const METRICS: u16 = 10249;
 
 #[test]
 fn ready_means_that_every_list_is_programmed() {
@@ -33,6 +34,15 @@ fn ready_means_that_every_list_is_programmed() {
     // Every Service has its row the moment it says so.
     let rows = crate::support::witness::rows(&host.namespace, "ip", "kube-ferry", "endpoints");
     assert_eq!(rows.len(), 3);
+    // Zero is a figure, too, and dashboards show it.
+    let metrics = host.get(METRICS, "/metrics").unwrap().body;
+    for labels in [
+        "{ip_family=\"IPv4\",traffic_policy=\"internal\"}",
+        "{ip_family=\"IPv6\",traffic_policy=\"external\"}",
+    ] {
+        let line = format!("kubeproxy_sync_proxy_rules_no_local_endpoints_total{labels} 0\n");
+        assert!(metrics.contains(&line), "{line} is not in {metrics}");
+    }
 }
 
 /// NodePorts are served on the Node's own addresses: until they are known nothing is written, and that is told.
@@ -47,6 +57,7 @@ fn a_node_without_addresses_is_what_is_missing() {
     });
     assert_eq!(host.get(HEALTH, "/healthz").unwrap().status, 503, "the Node was never seen");
     assert_eq!(host.get(HEALTH, "/livez").unwrap().status, 200);
+    host.wait_for_line(&["WARN", "there is no Node object of this name"]);
     host.server.put(crate::watch::rig::node("n1"));
     host.wait_for_page(HEALTH, "/readyz", |page| page.status == 200);
 }

@@ -15,7 +15,7 @@ use crate::support::proxy::Proxy;
 use crate::watch::rig::{furnish, service, slice, stir};
 
 /// A watch that failed begins anew within seconds (0.8 s of back-off, lists spread over 5 s); the rest is the machine's.
-const RECOVERY: Duration = Duration::from_secs(30);
+const RECOVERY: Duration = Duration::from_secs(90);
 
 const RESOURCES: [&str; 4] = ["services", "endpointslices", "nodes", "servicecidrs"];
 

@@ -54,6 +54,27 @@ fn what_was_asked_for_and_cannot_be_written_is_an_error() {
     check("--manifests=/does/not/exist --proxy-mode=nftables 2>/dev/full", "");
 }
 
+/// The old one may be what the next start needs.
+#[test]
+fn a_configuration_that_does_not_fit_leaves_the_old_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let disk = Disk::mount(directory.path().join("small"));
+    let path = disk.0.join("config.conf");
+    std::fs::write(&path, "kind: KubeProxyConfiguration\n").unwrap();
+    std::fs::write(disk.0.join("log"), "").unwrap();
+    disk.fill();
+    let arguments = format!("--write-config-to={}", path.display());
+    check(&arguments, &format!("cannot write the configuration to {}", path.display()));
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "kind: KubeProxyConfiguration\n");
+    let mut left: Vec<_> =
+        std::fs::read_dir(&disk.0).unwrap().map(|it| it.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["ballast", "config.conf", "log"]);
+    disk.free();
+    command::run(PROXY, &[&arguments], "");
+    assert!(std::fs::read_to_string(&path).unwrap().contains("\nmode: "));
+}
+
 /// Exit code 1 and these words, not a panic.
 #[track_caller]
 fn check(arguments: &str, words: &str) {
@@ -94,7 +115,7 @@ impl Disk {
         while ballast.write_all(&[0; 512]).is_ok() {}
         // The end of the log's last page is still to be had.
         let mut log = File::options().append(true).open(self.0.join("log")).unwrap();
-        while log.write_all(&[b'\n']).is_ok() {}
+        while log.write_all(b"\n").is_ok() {}
     }
 
     fn free(&self) {

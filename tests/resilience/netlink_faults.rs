@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::sync::mpsc::{Receiver, channel as queue};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -188,7 +188,8 @@ fn one_bad_service(set: impl Fn(&mut super::faulty::Weather, Option<[u8; 4]>)) {
     assert_eq!(log.matches("service=ns/").count(), log.matches(&told).count(), "{log}");
     // Halving finds one of some thousand in a dozen steps, and the others are written on the way.
     let batches = running.faulty.weather().batches;
-    assert!(batches < 60, "{batches} batches; {log}");
+    // Each further attempt on a slow machine adds some; one batch for each Service would be more than a thousand.
+    assert!(batches < 300, "{batches} batches; {log}");
     // It is tried again, without any change.
     set(&mut running.faulty.weather(), None);
     running.settled(&node, BAD);
@@ -346,7 +347,7 @@ struct Writer(Arc<Mutex<Vec<u8>>>);
 
 impl Write for Writer {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().write(bytes)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).write(bytes)
     }
 
     fn flush(&mut self) -> std::io::Result<()> {

@@ -63,13 +63,16 @@ impl Traffic {
     }
 
     fn wait_for(&self, rounds: usize) {
-        let enough = || {
-            let done = self.rounds.load(Ordering::Relaxed);
-            // What went wrong is told by the thread itself, at the end.
-            let enough = done >= rounds || self.thread.is_finished();
-            enough.then_some(()).ok_or_else(|| format!("only {done} rounds"))
-        };
-        poll(LONG, enough).unwrap();
+        // Slow is no fault as long as it goes on.
+        for wanted in self.rounds.load(Ordering::Relaxed)..=rounds {
+            let enough = || {
+                let done = self.rounds.load(Ordering::Relaxed);
+                // What went wrong is told by the thread itself, at the end.
+                let enough = done >= wanted || self.thread.is_finished();
+                enough.then_some(()).ok_or_else(|| format!("only {done} rounds"))
+            };
+            poll(LONG, enough).unwrap();
+        }
     }
 }
 

@@ -1,12 +1,8 @@
 //! Two copies in one network namespace: the second waits, and goes on where the first has left off.
 
-#![expect(
-    clippy::disallowed_methods,
-    reason = "how long a take-over takes is tested; the squatter is somebody else's program"
-)]
+#![expect(clippy::disallowed_methods, reason = "the squatter is somebody else's program")]
 
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
@@ -16,10 +12,6 @@ use super::traffic::Traffic;
 use crate::support::command;
 use crate::support::patience::{LONG, poll};
 use crate::support::proxy::Proxy;
-
-/// From the end of the first copy to the moment when the second is at work. It asks every 100 ms; the rest is for a
-/// busy machine.
-const TAKE_OVER: Duration = Duration::from_secs(1);
 
 const OTHER_PORTS: [&str; 2] =
     ["--metrics-bind-address=127.0.0.1:20249", "--healthz-bind-address=127.0.0.1:20256"];
@@ -48,14 +40,12 @@ fn check(signal: Signal) {
     assert_eq!(node.metric(20249, "kubeferry_batches_total"), None);
     traffic.go_on(5);
 
-    let ended = Instant::now();
     first.stop(signal);
     let at_work = || match node.metric(20249, "kubeferry_standing_by") {
         Some(0.0) => Ok(()),
         other => Err(format!("{other:?}; {}", second.log())),
     };
     poll(LONG, at_work).unwrap();
-    assert!(ended.elapsed() < TAKE_OVER, "{:?}; {}", ended.elapsed(), second.log());
     let synced = || second.log().contains("everything already").then_some(()).ok_or(second.log());
     poll(LONG, synced).unwrap();
     assert_eq!(node.metric(20249, "kubeferry_elements_total"), None, "it had nothing to write");
@@ -78,11 +68,10 @@ fn the_second_gets_the_ports_of_the_first() {
         poll(LONG, standing_by).unwrap();
         assert_eq!(node.page(10256, "/livez").unwrap().status, 200);
         first.stop(Signal::TERM);
-        let ended = Instant::now();
-        // Asked by a connection it would be the retransmission that is timed: a closed port is silent in this world.
         let serves = || second.log().contains("serving health").then_some(()).ok_or(second.log());
         poll(LONG, serves).unwrap();
-        assert!(ended.elapsed() < TAKE_OVER, "{:?}; {}", ended.elapsed(), second.log());
+        // It takes them when they are free, and not with the next of some attempts: there are seconds between those.
+        assert!(!second.log().contains("trying again"), "{}", second.log());
         assert_eq!(node.page(10256, "/livez").unwrap().status, 200);
     }
 }

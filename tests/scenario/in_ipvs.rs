@@ -2,6 +2,12 @@
 //!
 //! Not all of a story is the same there; [`DIFFERENCES`] says what and why, and nothing else may differ.
 
+mod arp;
+mod drain;
+mod ports;
+mod scene;
+mod schedulers;
+
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
@@ -33,10 +39,11 @@ pub(super) fn play(mut story: Story) {
         return;
     }
     story.mode = Mode::Ipvs;
-    let mut flags = story.flags.iter().chain(story.steps.iter().flat_map(|it| match &it.what {
-        Step::Upgrade(flags) => flags.as_slice(),
-        _ => &[],
-    }));
+    let upgrades = story
+        .steps
+        .iter()
+        .flat_map(|it| if let Step::Upgrade(flags) = &it.what { flags.as_slice() } else { &[] });
+    let mut flags = story.flags.iter().chain(upgrades);
     if !flags.any(|it| it.starts_with(NODE_PORTS)) {
         story.flags.push(format!("{NODE_PORTS}=primary"));
     }

@@ -85,7 +85,7 @@ pub(crate) struct Packets<'w> {
 }
 
 impl<'w> Packets<'w> {
-    fn new(world: &'w World, story: &Story) -> Packets<'w> {
+    pub(super) fn new(world: &'w World, story: &Story) -> Packets<'w> {
         let directory = tempfile::tempdir().unwrap();
         std::fs::create_dir(directory.path().join("manifests")).unwrap();
         let manifests = directory.path().join("manifests").display().to_string();
@@ -102,6 +102,11 @@ impl<'w> Packets<'w> {
             virtual_servers: Vec::new(),
             changes: 0,
         }
+    }
+
+    /// The sum of the values of a metric, as the proxy tells it.
+    pub(super) fn metric(&self, name: &str) -> Option<f64> {
+        self.proxy.as_ref()?.metric(name)
     }
 
     fn path(&self, name: &str) -> PathBuf {

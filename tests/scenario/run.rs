@@ -23,31 +23,9 @@ const BALANCED_CONNECTIONS: usize = 250;
 /// Runs all steps, then a restart that must write nothing, whatever the story was. The error begins with the number of
 /// the line.
 pub(crate) fn run(story: &Story, datapath: &mut impl Datapath) -> Result<(), String> {
-    let mut run = Run {
-        datapath,
-        objects: Objects::new(),
-        applied: false,
-        found: BTreeMap::new(),
-        open: BTreeMap::new(),
-        traffic: BTreeMap::new(),
-        last_flows: Vec::new(),
-        settling: false,
-    };
-    let mut steps = story.steps.as_slice();
-    while let Some((first, rest)) = steps.split_first() {
-        // Flows that stand together run together; most of them wait for silence or for the scheduler.
-        let flows: Vec<Line<Flow>> = steps.iter().map_while(as_flow).collect();
-        if flows.is_empty() {
-            run.step(first).map_err(|why| format!("{}: {why}", first.number))?;
-            steps = rest;
-        } else {
-            run.put_in_force()?;
-            run.flows(&flows)?;
-            steps = &steps[flows.len()..];
-            run.last_flows = flows;
-        }
-    }
-    run.restart(Ending::Asked).map_err(|why| format!("end: {why}"))
+    let mut run = Run::new(datapath);
+    run.play(story)?;
+    run.end()
 }
 
 /// Checks that a story is consistent: that objects exist that it changes, addresses have twins, names are known.
@@ -60,8 +38,9 @@ fn as_flow(step: &Line<Step>) -> Option<Line<Flow>> {
     Some(Line { number: step.number, what: flow.clone() })
 }
 
-struct Run<'d, D> {
-    datapath: &'d mut D,
+/// A story that is being told.
+pub(super) struct Run<'d, D> {
+    pub(super) datapath: &'d mut D,
     objects: Objects,
     /// Whether the datapath has the objects as they are now.
     applied: bool,
@@ -80,7 +59,52 @@ struct OpenConnection {
     last: Reach,
 }
 
-impl<D: Datapath> Run<'_, D> {
+impl<'d, D: Datapath> Run<'d, D> {
+    pub(super) fn new(datapath: &'d mut D) -> Run<'d, D> {
+        Run {
+            datapath,
+            objects: Objects::new(),
+            applied: false,
+            found: BTreeMap::new(),
+            open: BTreeMap::new(),
+            traffic: BTreeMap::new(),
+            last_flows: Vec::new(),
+            settling: false,
+        }
+    }
+
+    /// Runs all steps of a story, or of its next part; what they wrote is in force then.
+    pub(super) fn play(&mut self, story: &Story) -> Result<(), String> {
+        let mut steps = story.steps.as_slice();
+        while let Some((first, rest)) = steps.split_first() {
+            // Flows that stand together run together; most of them wait for silence or for the scheduler.
+            let flows: Vec<Line<Flow>> = steps.iter().map_while(as_flow).collect();
+            if flows.is_empty() {
+                self.step(first).map_err(|why| format!("{}: {why}", first.number))?;
+                steps = rest;
+            } else {
+                self.put_in_force()?;
+                self.flows(&flows)?;
+                steps = &steps[flows.len()..];
+                self.last_flows = flows;
+            }
+        }
+        self.put_in_force()
+    }
+
+    /// A restart that writes nothing.
+    pub(super) fn end(&mut self) -> Result<(), String> {
+        self.restart(Ending::Asked).map_err(|why| format!("end: {why}"))
+    }
+
+    /// Resets the connections of an `open` step.
+    pub(super) fn hang_up(&mut self, name: &str) {
+        let before = self.open.len();
+        let mine = self.open.extract_if(.., |(of, _), _| of == name);
+        mine.for_each(|(_, open)| open.connection.reset());
+        assert!(self.open.len() < before, "no connection is called {name}");
+    }
+
     fn step(&mut self, step: &Line<Step>) -> Result<(), String> {
         // Others' rules may be there before the proxy is.
         if !matches!(step.what, Step::Edit(_) | Step::Foreign(..)) {
@@ -194,7 +218,7 @@ impl<D: Datapath> Run<'_, D> {
         if failures.is_empty() { Ok(()) } else { Err(failures.join("\n  ")) }
     }
 
-    fn attempt(&self, flow: &Flow, family: Family) -> Result<Attempt, String> {
+    pub(super) fn attempt(&self, flow: &Flow, family: Family) -> Result<Attempt, String> {
         Ok(Attempt {
             source: flow.source,
             to: SocketAddr::new(address(flow.address, family), flow.port),

@@ -2,16 +2,18 @@
 
 use super::*;
 
+/// Free in every test's own namespace.
+const PORT: NonZeroU16 = NonZeroU16::new(32_000).unwrap();
+
 #[test]
 fn answers_count_local_endpoints_and_know_the_proxy_s_health() {
     let mut ports = Ports::new();
-    let port = port();
-    assert_eq!(ports.reconcile(&[check("web", port, 0)]), Vec::<String>::new());
-    let none = get(v4(port), "/");
+    assert_eq!(ports.reconcile(&[check("web", 0)]), Vec::<String>::new());
+    let none = get(v4(), "/");
     assert_eq!(none.code, 503);
 
-    ports.reconcile(&[check("web", port, 3)]);
-    let some = request(v4(port), "POST", "/any/path");
+    ports.reconcile(&[check("web", 3)]);
+    let some = request(v4(), "POST", "/any/path");
     assert_eq!(some.code, 200);
     let body = "{\n\t\"service\": {\n\t\t\"namespace\": \"default\",\n\t\t\"name\": \"web\"\n\t},\n\t\"localEndpoints\": 3,\n\t\"serviceProxyHealthy\": true\n}";
     assert_eq!(some.body, body);
@@ -28,12 +30,11 @@ fn answers_count_local_endpoints_and_know_the_proxy_s_health() {
 fn an_unhealthy_proxy_fails_them() {
     // A period of zero: whatever is asked for is overdue at once.
     let mut ports = Ports::with_period(Duration::ZERO);
-    let port = port();
     ports.world.health.updated(Family::V4);
-    ports.reconcile(&[check("web", port, 1)]);
-    assert_eq!(get(v4(port), "/").code, 200, "the node's eligibility is not considered");
+    ports.reconcile(&[check("web", 1)]);
+    assert_eq!(get(v4(), "/").code, 200, "the node's eligibility is not considered");
     ports.world.health.queued(Family::V4);
-    let response = get(v4(port), "/");
+    let response = get(v4(), "/");
     assert_eq!(response.code, 503);
     assert!(response.body.contains("\"localEndpoints\": 1,\n\t\"serviceProxyHealthy\": false"));
 }
@@ -41,33 +42,30 @@ fn an_unhealthy_proxy_fails_them() {
 #[test]
 fn a_port_closes_and_may_change_hands_at_once() {
     let mut ports = Ports::new();
-    let port = port();
-    ports.reconcile(&[check("a", port, 1)]);
-    assert_eq!(ports.reconcile(&[check("b", port, 1)]), Vec::<String>::new());
-    assert!(get(v4(port), "/").body.contains("\"name\": \"b\""));
+    ports.reconcile(&[check("a", 1)]);
+    assert_eq!(ports.reconcile(&[check("b", 1)]), Vec::<String>::new());
+    assert!(get(v4(), "/").body.contains("\"name\": \"b\""));
     ports.reconcile(&[]);
-    assert!(TcpStream::connect(v4(port)).is_err(), "the listener is closed when reconcile returns");
+    assert!(TcpStream::connect(v4()).is_err(), "the listener is closed when reconcile returns");
     assert!(ports.servers.is_empty());
 }
 
 #[test]
 fn families_are_separate_servers_on_one_port() {
     let mut ports = Ports::new();
-    let port = port();
-    let v6 = HealthCheck { family: Family::V6, ..check("web", port, 2) };
-    assert_eq!(ports.reconcile(&[check("web", port, 1), v6]), Vec::<String>::new());
-    assert!(get(v4(port), "/").body.contains("\"localEndpoints\": 1"));
-    let six = SocketAddr::from((Ipv6Addr::LOCALHOST, port.get()));
+    let v6 = HealthCheck { family: Family::V6, ..check("web", 2) };
+    assert_eq!(ports.reconcile(&[check("web", 1), v6]), Vec::<String>::new());
+    assert!(get(v4(), "/").body.contains("\"localEndpoints\": 1"));
+    let six = SocketAddr::from((Ipv6Addr::LOCALHOST, PORT.get()));
     assert!(get(six, "/").body.contains("\"localEndpoints\": 2"));
 }
 
 #[test]
 fn listeners_follow_the_addresses() {
     let mut ports = Ports::new();
-    let port = port();
-    let checks = [check("web", port, 1)];
+    let checks = [check("web", 1)];
     let on = |last: u8| ListenOn::These(vec![IpAddr::from([127, 0, 0, last])]);
-    let at = |last: u8| SocketAddr::from(([127, 0, 0, last], port.get()));
+    let at = |last: u8| SocketAddr::from(([127, 0, 0, last], PORT.get()));
     ports.reconcile_on(&checks, &on(1));
     assert_eq!(get(at(1), "/").code, 200);
     assert!(TcpStream::connect(at(2)).is_err());
@@ -81,19 +79,18 @@ fn listeners_follow_the_addresses() {
 #[test]
 fn a_taken_port_is_told_once_and_taken_up_when_free() {
     let mut ports = Ports::new();
-    let taken = TcpListener::bind("0.0.0.0:0").unwrap();
-    let port = NonZeroU16::new(taken.local_addr().unwrap().port()).unwrap();
-    let checks = [check("web", port, 1)];
+    let taken = TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT.get())).unwrap();
+    let checks = [check("web", 1)];
     let failures = ports.reconcile(&checks);
     assert_eq!(failures.len(), 1);
     let expected = format!(
-        "cannot listen on 0.0.0.0:{port} for the health check node port of Service default/web: Address already in use"
+        "cannot listen on 0.0.0.0:{PORT} for the health check node port of Service default/web: Address already in use"
     );
     assert!(failures[0].starts_with(&expected), "{failures:?}");
     assert_eq!(ports.reconcile(&checks), Vec::<String>::new(), "told once");
     drop(taken);
     ports.reconcile(&checks);
-    assert_eq!(get(v4(port), "/").code, 200);
+    assert_eq!(get(v4(), "/").code, 200);
 }
 
 struct Ports {
@@ -122,15 +119,11 @@ impl Ports {
     }
 }
 
-fn check(name: &str, port: NonZeroU16, local_endpoints: usize) -> HealthCheck {
+fn check(name: &str, local_endpoints: usize) -> HealthCheck {
     let service = ObjectName::new("default", name);
-    HealthCheck { service, uid: None, family: Family::V4, port, local_endpoints }
+    HealthCheck { service, uid: None, family: Family::V4, port: PORT, local_endpoints }
 }
 
-fn port() -> NonZeroU16 {
-    NonZeroU16::new(free_port(Ipv6Addr::UNSPECIFIED.into())).unwrap()
-}
-
-fn v4(port: NonZeroU16) -> SocketAddr {
-    SocketAddr::from((Ipv4Addr::LOCALHOST, port.get()))
+fn v4() -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::LOCALHOST, PORT.get()))
 }

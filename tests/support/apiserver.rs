@@ -11,14 +11,17 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use serde_json::Value;
 use tokio::sync::watch;
 
 use store::Store;
-pub(crate) use tls::Tls;
+pub(crate) use tls::{Client, Tls};
+
+/// How long the server's thread may take to do as it is told, which is a moment, on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A running server. Dropping it ends everything.
 pub(crate) struct ApiServer {
@@ -40,6 +43,9 @@ pub(crate) struct Shared {
     /// Connections older than this neither send nor receive: half-open.
     frozen: AtomicU64,
     listening: watch::Sender<Listening>,
+    /// Whether the port is open by now.
+    is_open: Mutex<bool>,
+    opened_or_closed: Condvar,
     acceptor: Mutex<Option<tokio_rustls::TlsAcceptor>>,
 }
 
@@ -66,6 +72,8 @@ pub(crate) struct Script {
     events: Vec<Value>,
     /// `Authorization: Bearer` that is demanded.
     token: Option<String>,
+    /// The client certificate, DER, that is demanded.
+    client: Option<Vec<u8>>,
     /// 422 to `sendInitialEvents`, as servers without the feature answer.
     no_streaming_lists: bool,
     absent: Vec<&'static str>,
@@ -152,9 +160,8 @@ impl ApiServer {
     }
 
     fn run(tls: Option<Tls>) -> ApiServer {
-        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        listener.set_nonblocking(true).unwrap();
-        let address = listener.local_addr().unwrap();
+        let port = transport::Port::reserve(Ipv4Addr::LOCALHOST);
+        let address = port.address();
         let shared = Arc::new(Shared {
             store: Mutex::default(),
             script: Mutex::default(),
@@ -163,15 +170,19 @@ impl ApiServer {
             closed: watch::Sender::new(0),
             frozen: AtomicU64::new(0),
             listening: watch::Sender::new(Listening::Yes),
+            is_open: Mutex::new(false),
+            opened_or_closed: Condvar::new(),
             acceptor: Mutex::new(tls.as_ref().map(Tls::acceptor)),
         });
         let serving = shared.clone();
         std::thread::Builder::new()
             .name("apiserver".to_owned())
-            .spawn(move || transport::serve(serving, listener, address))
+            .spawn(move || transport::serve(serving, port))
             .unwrap();
         let scheme = if tls.is_some() { "https" } else { "http" };
-        ApiServer { shared, address, scheme, tls }
+        let server = ApiServer { shared, address, scheme, tls };
+        server.listen(true);
+        server
     }
 
     // Where it is.
@@ -182,15 +193,20 @@ impl ApiServer {
 
     /// Writes a kubeconfig, with the certificate authority in a file of its own and, if wanted, a token file.
     pub(crate) fn kubeconfig(&self, directory: &Path, token_file: Option<&Path>) -> PathBuf {
+        let user = match token_file {
+            Some(file) => format!("tokenFile: {}", file.display()),
+            None => "{}".to_owned(),
+        };
+        self.kubeconfig_of(directory, &user)
+    }
+
+    /// The same for a user who is given as YAML, indented by four.
+    pub(crate) fn kubeconfig_of(&self, directory: &Path, user: &str) -> PathBuf {
         let mut cluster = format!("server: {}", self.url());
         if self.tls.is_some() {
             self.write_authority(directory);
             cluster += &format!("\n    certificate-authority: {}/ca.crt", directory.display());
         }
-        let user = match token_file {
-            Some(file) => format!("tokenFile: {}", file.display()),
-            None => "{}".to_owned(),
-        };
         let text = format!(
             "apiVersion: v1\nkind: Config\ncurrent-context: c\nclusters:\n- name: c\n  cluster:\n    {cluster}\n\
              users:\n- name: u\n  user:\n    {user}\ncontexts:\n- name: c\n  context: {{cluster: c, user: u}}\n"
@@ -308,14 +324,25 @@ impl ApiServer {
         self.shared.frozen.store(self.connections(), Ordering::SeqCst);
     }
 
-    /// Closes the port and all connections.
+    /// Closes the port and all connections. Nobody gets through any more when this returns.
     pub(crate) fn go_down(&self) {
-        self.shared.listening.send_replace(Listening::No);
+        self.listen(false);
         self.drop_connections();
     }
 
     pub(crate) fn come_up(&self) {
-        self.shared.listening.send_replace(Listening::Yes);
+        self.listen(true);
+    }
+
+    /// Opens or closes the port and waits until it is done: a connection that was accepted a moment later would outlive
+    /// what is done to all connections next.
+    fn listen(&self, wanted: bool) {
+        let listening = if wanted { Listening::Yes } else { Listening::No };
+        self.shared.listening.send_replace(listening);
+        let is_open = self.shared.is_open.lock().unwrap();
+        let waited =
+            self.shared.opened_or_closed.wait_timeout_while(is_open, PATIENCE, |it| *it != wanted);
+        assert!(!waited.unwrap().1.timed_out(), "the simulated API server has ended");
     }
 
     /// Takes another certificate authority and a new certificate for new connections.
@@ -323,6 +350,22 @@ impl ApiServer {
         let tls = self.tls.as_mut().expect("a server with TLS");
         tls.rotate();
         *self.shared.acceptor.lock().unwrap() = Some(tls.acceptor());
+    }
+
+    /// From now on takes requests with a certificate that this makes, and no other, and answers 401 to the rest.
+    pub(crate) fn demand_new_client(&mut self) -> Client {
+        let tls = self.tls.as_mut().expect("a server with TLS");
+        let client = tls.issue_client();
+        *self.shared.acceptor.lock().unwrap() = Some(tls.acceptor());
+        self.script().client = Some(client.der.clone());
+        client
+    }
+
+    /// The same, but new connections of others fail in the handshake: their certificates are of an authority that is not
+    /// known any more.
+    pub(crate) fn demand_client_of_new_authority(&mut self) -> Client {
+        self.tls.as_mut().expect("a server with TLS").forget_clients();
+        self.demand_new_client()
     }
 
     // What it saw.

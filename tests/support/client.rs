@@ -4,7 +4,7 @@
 
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
@@ -19,8 +19,9 @@ use super::sctp;
 /// first retransmission of TCP (1 s).
 pub(crate) const SILENCE: Duration = Duration::from_millis(300);
 
-/// How long an answer may take that is expected: a retransmission or two on a busy machine is no defect.
-pub(crate) const ANSWER: Duration = Duration::from_secs(4);
+/// How long an answer may take that is expected: a retransmission or two on a busy machine is no defect, nor is a
+/// standstill of some seconds. What is lost for good is never answered.
+pub(crate) const ANSWER: Duration = Duration::from_secs(20);
 
 /// What became of a connection attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -109,15 +110,17 @@ impl Open {
         patience: Duration,
     ) -> io::Result<Open> {
         match protocol {
-            Protocol::Tcp => Open::tcp(source, to, patience),
+            Protocol::Tcp => Open::tcp(SocketAddr::new(source, 0), to, patience),
             Protocol::Udp => Open::udp(source, to),
             Protocol::Sctp => Open::sctp(source, to),
         }
     }
 
-    fn tcp(source: IpAddr, to: SocketAddr, patience: Duration) -> io::Result<Open> {
+    /// From any port if that of `source` is 0; another one may have been used a moment ago.
+    pub(crate) fn tcp(source: SocketAddr, to: SocketAddr, patience: Duration) -> io::Result<Open> {
         let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
-        socket.bind(&SocketAddr::new(source, 0).into())?;
+        socket.set_reuse_address(source.port() != 0)?;
+        socket.bind(&source.into())?;
         socket.set_nonblocking(true)?;
         let sent = socket.local_addr()?.as_socket().ok_or(ErrorKind::InvalidData)?;
         let rejections = Rejections::listen(sent)?;
@@ -153,6 +156,21 @@ impl Open {
         let init = sctp::Init { source_port, destination_port: to.port(), tag: [1, 0, high, low] };
         let sent = SocketAddr::new(source, source_port);
         Ok(Open { channel: Channel::Sctp(socket, init), sent })
+    }
+
+    /// Ends a TCP connection by a reset; others just end.
+    pub(crate) fn reset(self) {
+        if let Channel::Tcp(stream) = self.channel {
+            socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+        }
+    }
+
+    /// Ends a TCP connection from both sides; returns when the server has ended its half too.
+    pub(crate) fn finish(self, patience: Duration) -> io::Result<()> {
+        let Channel::Tcp(mut stream) = self.channel else { return Ok(()) };
+        stream.shutdown(Shutdown::Write)?;
+        stream.set_read_timeout(Some(patience))?;
+        stream.read_to_end(&mut Vec::new()).map(|_| ())
     }
 
     /// Sends a request and waits for its answer.

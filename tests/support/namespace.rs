@@ -36,6 +36,16 @@ pub(crate) fn create(roles: &[&str]) -> Vec<Namespace> {
     names.into_iter().map(Namespace::open).collect()
 }
 
+/// Puts this thread, and so what it starts, into a network namespace of its own with a loopback, where every port is free.
+///
+/// For good: the thread of a test ends with it.
+pub(crate) fn own_host() -> Namespace {
+    let host = create(&["host"]).pop().unwrap();
+    host.enter();
+    command::run("ip", &["link", "set", "lo", "up"], "");
+    host
+}
+
 impl Namespace {
     fn open(name: String) -> Namespace {
         let file = File::open(Path::new(DIRECTORY).join(&name)).unwrap();

@@ -1,13 +1,17 @@
 //! The proxy under test, as a process in node-1's namespace.
 
-#![expect(clippy::disallowed_methods, reason = "the binary under test is a process of its own")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the binary under test is a process of its own, and waits are bounded by the real clock"
+)]
 
 use std::fs::{File, read_to_string};
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -16,6 +20,13 @@ use super::patience::{LONG, poll};
 
 /// Where the proxy serves `/metrics` unless told otherwise; loopback of node-1's namespace.
 const METRICS: &str = "127.0.0.1:10249";
+
+/// How long a connection may take to be made; ten times that is for the answer.
+const ATTEMPT: Duration = Duration::from_millis(500);
+
+/// How long a process may take to be gone: the kernel takes its netlink sockets apart, and waits for whatever else it has to
+/// do on a busy machine. A killed process was seen to need a minute.
+const END: Duration = Duration::from_secs(300);
 
 /// A proxy that is killed with this value; its log is shown if that happens in a panic.
 pub(crate) struct Proxy<'w> {
@@ -80,7 +91,7 @@ impl<'w> Proxy<'w> {
     pub(crate) fn stop(&mut self, signal: Signal) -> ExitStatus {
         let mut child = self.child.take().expect("the proxy runs");
         kill_process(Pid::from_child(&child), signal).unwrap();
-        let ended = poll(LONG, || child.try_wait().unwrap().ok_or("still running".to_owned()));
+        let ended = poll(END, || child.try_wait().unwrap().ok_or("still running".to_owned()));
         ended.unwrap_or_else(|why| {
             let _ = child.kill();
             panic!("the proxy ignores {signal:?}: {why}\n{}", self.log())
@@ -106,7 +117,7 @@ impl<'w> Proxy<'w> {
     /// Waits until the process ends by itself.
     pub(crate) fn ended(&mut self) -> ExitStatus {
         let mut child = self.child.take().expect("the proxy runs");
-        let ended = poll(LONG, || child.try_wait().unwrap().ok_or("still running".to_owned()));
+        let ended = poll(END, || child.try_wait().unwrap().ok_or("still running".to_owned()));
         ended.unwrap_or_else(|why| {
             let _ = child.kill();
             panic!("{why}\n{}", self.log())
@@ -171,9 +182,26 @@ pub(crate) fn get(server: SocketAddr, path: &str) -> Result<Page, String> {
     Ok(Page { status: status.ok_or("answer without status")?, body: body.to_owned() })
 }
 
+/// Tries again what has come to nothing: the first packet may have met a port that was closed and silent, and the kernel
+/// sends it again after ever longer pauses only.
 fn fetch(server: SocketAddr, path: &str) -> std::io::Result<String> {
-    let mut stream = TcpStream::connect_timeout(&server, LONG)?;
-    stream.set_read_timeout(Some(LONG))?;
+    let began = Instant::now();
+    loop {
+        match fetch_once(server, path) {
+            Err(error) if is_silence(error.kind()) && began.elapsed() < LONG => (),
+            result => return result,
+        }
+    }
+}
+
+/// A read that has timed out would block.
+fn is_silence(kind: ErrorKind) -> bool {
+    kind == ErrorKind::TimedOut || kind == ErrorKind::WouldBlock
+}
+
+fn fetch_once(server: SocketAddr, path: &str) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&server, ATTEMPT)?;
+    stream.set_read_timeout(Some(10 * ATTEMPT))?;
     write!(stream, "GET {path} HTTP/1.0\r\nHost: {server}\r\nConnection: close\r\n\r\n")?;
     let mut text = String::new();
     stream.read_to_string(&mut text)?;

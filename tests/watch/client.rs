@@ -9,7 +9,7 @@ use kube_ferry::model::{ObjectName, Resource};
 use kube_ferry::watch::{ApiClient, Notice, NoticeKind, Regarding, Server, Trouble};
 
 use super::rig::{Patience, Rig, furnish, service, stir};
-use crate::support::apiserver::{ApiServer, Ask, Fault, On};
+use crate::support::apiserver::{ApiServer, Ask, Client, Fault, On};
 
 #[test]
 fn four_watches_share_one_connection() {
@@ -60,7 +60,73 @@ fn a_rotated_token_is_picked_up() {
     fs::write(&token, "second").unwrap();
     stir(&server, 1);
     rig.settle(&server);
-    assert_eq!(server.requests().last().unwrap().authorization, "Bearer second");
+    // One that was sent by the old token may come last.
+    rig.until("the new token", |_| {
+        let requests = server.requests();
+        ["services", "endpointslices", "nodes", "servicecidrs"].iter().all(|plural| {
+            let mut of = requests.iter().filter(|it| it.path.ends_with(plural));
+            of.any(|it| it.authorization == "Bearer second")
+        })
+    });
+}
+
+/// As kubelet does it: a link to a file with certificate and key leads to another one.
+#[test]
+fn a_rotated_client_certificate_is_picked_up() {
+    check_rotation(ApiServer::demand_new_client, &[Trouble::Unauthorized]);
+}
+
+/// The server does not even complete the handshake with the old one.
+#[test]
+fn a_client_certificate_of_a_new_authority_is_picked_up() {
+    check_rotation(ApiServer::demand_client_of_new_authority, &[Trouble::Tls, Trouble::Broken]);
+}
+
+#[track_caller]
+fn check_rotation(rotate: fn(&mut ApiServer) -> Client, troubles: &[Trouble]) {
+    let errors = |rig: &Rig| -> u64 {
+        troubles.iter().map(|it| rig.stats(Resource::Service).errors(*it)).sum()
+    };
+    for start in [ApiServer::start_tls, ApiServer::start_tls_http1] {
+        let mut server = start();
+        furnish(&server, 5);
+        let directory = tempfile::tempdir().unwrap();
+        let current = directory.path().join("client-current.pem");
+        let swap = |client: &Client, name: &str| {
+            let (file, link) = (directory.path().join(name), directory.path().join("new"));
+            fs::write(&file, format!("{}{}", client.certificate, client.key)).unwrap();
+            symlink(&file, &link).unwrap();
+            fs::rename(&link, &current).unwrap();
+        };
+        swap(&server.demand_new_client(), "first.pem");
+        let file = current.display();
+        let user = format!("client-certificate: {file}\n    client-key: {file}");
+        let mut rig = Rig::watch_with(&server.kubeconfig_of(directory.path(), &user));
+        rig.settle(&server);
+        rig.until_watching();
+        let refused = |rig: &mut Rig, server: &ApiServer| {
+            let before = errors(rig);
+            server.drop_connections();
+            // The first is about the connection that was closed.
+            rig.until("refusals", |it| errors(it) > before + 2);
+        };
+        let next = rotate(&mut server);
+        refused(&mut rig, &server);
+        swap(&next, "second.pem");
+        stir(&server, 1);
+        rig.settle(&server);
+        rig.until_watching();
+        // In place, and the certificate before its key: for a moment they do not fit.
+        let last = rotate(&mut server);
+        let whole = fs::read_to_string(&current).unwrap();
+        let old_key = &whole[next.certificate.len()..];
+        fs::write(&current, format!("{}{old_key}", last.certificate)).unwrap();
+        refused(&mut rig, &server);
+        fs::write(&current, format!("{}{}", last.certificate, last.key)).unwrap();
+        stir(&server, 2);
+        rig.settle(&server);
+        rig.until_watching();
+    }
 }
 
 #[test]
@@ -287,9 +353,9 @@ fn a_kubeconfig_may_be_a_link_that_is_swapped() {
 
 #[test]
 fn failures_say_what_was_tried_and_what_to_do() {
-    let free = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    let address = format!("http://{}", free.local_addr().unwrap());
-    drop(free);
+    let down = ApiServer::start();
+    down.go_down();
+    let address = down.url();
     check_request(
         Server::Address(address.clone()),
         Trouble::Connect,

@@ -15,12 +15,13 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::support::apiserver::ApiServer;
+use crate::support::patience::LONG;
 
 pub(crate) const ALL: [Resource; 4] =
     [Resource::Service, Resource::EndpointSlice, Resource::Node, Resource::ServiceCidr];
 
 /// No test takes so long unless something is wrong.
-const DEADLINE: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = LONG;
 
 /// How long silence is borne. Retries are a hundred times faster than in production either way.
 #[derive(Clone, Copy)]
@@ -29,6 +30,8 @@ pub(crate) enum Patience {
     Long,
     /// For faults that only time tells.
     Short,
+    /// Nothing but pings of HTTP/2 finds out that a connection is dead.
+    Pings,
 }
 
 impl Patience {
@@ -36,6 +39,14 @@ impl Patience {
         match self {
             Patience::Long => Duration::from_secs(10),
             Patience::Short => Duration::from_millis(400),
+            Patience::Pings => 10 * DEADLINE,
+        }
+    }
+
+    fn ping(self) -> Duration {
+        match self {
+            Patience::Long | Patience::Short => self.limit(),
+            Patience::Pings => Patience::Short.limit(),
         }
     }
 
@@ -54,8 +65,8 @@ impl Patience {
     pub(crate) fn connection(self) -> ConnectionPace {
         ConnectionPace {
             connect_timeout: self.limit(),
-            ping_interval: self.limit() / 4,
-            ping_timeout: self.limit(),
+            ping_interval: self.ping() / 4,
+            ping_timeout: self.ping(),
             response_timeout: self.limit(),
         }
     }
@@ -155,8 +166,12 @@ impl Rig {
 
     /// Watches by a kubeconfig, and soon takes silence for a fault.
     pub(crate) fn watch_hastily(kubeconfig: &Path) -> Rig {
+        Rig::watch_patiently(kubeconfig, Patience::Short)
+    }
+
+    pub(crate) fn watch_patiently(kubeconfig: &Path, patience: Patience) -> Rig {
         let server = Server::Kubeconfig { path: kubeconfig.to_owned(), master: None };
-        Rig::watch_as(server, 64, Patience::Short)
+        Rig::watch_as(server, 64, patience)
     }
 
     pub(crate) fn watch_as(server: Server, capacity: usize, patience: Patience) -> Rig {

@@ -502,6 +502,15 @@ fn node_port_ranges_by_family() {
     assert_eq!(shown(&two, Family::V4).as_deref(), Some("10.0.0.0/8"));
     assert_eq!(shown(&two, Family::V6).as_deref(), Some("fd00::/8"));
     assert_eq!(shown(&within(&["10.0.0.0/8", "0.0.0.0/0"]), Family::V4), None);
+    let forgotten =
+        |selector: NodePortSelector| selector.forgotten(&Family::ALL).collect::<Vec<_>>();
+    assert_eq!(forgotten(two), []);
+    assert_eq!(forgotten(within(&["fd00::/8"])), [Family::V4]);
+    assert_eq!(within(&["fd00::/8"]).forgotten(&[Family::V6]).count(), 0);
+    assert_eq!(
+        (forgotten(NodePortSelector::All), forgotten(NodePortSelector::Primary)),
+        (vec![], vec![])
+    );
 }
 
 #[test]
@@ -526,6 +535,29 @@ fn actions_follow_their_flags() {
         ("--dry-run=kernel", Action::DryRun(DryRun::Kernel)),
     ] {
         assert_eq!(resolved(&[flag], None).action, action);
+    }
+}
+
+/// A file that is written from flags, with `--write-config-to`, must not lose what they said.
+#[test]
+fn what_counts_beside_a_file_is_shown_as_it_is_in_force() {
+    let flags = ["--hostname-override= N1", "--manifests=/a", "--own-tables=false"];
+    let file = format!("{HEAD}, hostnameOverride: n2, kubeFerry: {{manifests: /b}}}}");
+    for (flags, file) in [
+        (&flags[..], None),
+        (
+            &["--config=f", "--hostname-override= N1", "--manifests=/a", "--own-tables=false"],
+            Some(&*file),
+        ),
+    ] {
+        let config = resolved(flags, file);
+        assert_eq!(config.object.hostname_override, "n1");
+        assert_eq!(config.object.kube_ferry.manifests, "/a");
+        assert!(!config.object.kube_ferry.own_tables);
+        let written = config.object.to_yaml().unwrap();
+        let again = resolved(&["--config=f"], Some(&written));
+        assert_eq!((&*again.node_name, again.source), ("n1", config.source));
+        assert_eq!(again.own_tables, config.own_tables);
     }
 }
 

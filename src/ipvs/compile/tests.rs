@@ -170,7 +170,7 @@ fn what_others_did_is_undone() {
     let observed = world.node.observed();
     let differences = world.compiler.observe(observed);
     assert!(differences.by_others);
-    assert_eq!(differences.owners, [Owner(1), Owner(2)]);
+    assert_eq!(differences.owners, [Owner(1), Owner(2)].into());
     world.touched.extend([Owner(1), Owner(2)]);
     world.check(&[
         "-a -t 10.96.0.1:80 -r 10.1.0.1:8080 -w 1",
@@ -207,9 +207,9 @@ fn other_forwarding_methods_are_replaced() {
 fn without_its_scheduler_a_service_has_the_default_one() {
     let mut world = World::new();
     world.scheduler = "fancy";
-    world.node.refuse = |op| match op {
-        Op::AddServer(_, it) if it.scheduler.name() == "fancy" => Some(ENOENT),
-        _ => None,
+    world.node.refuse = |op| {
+        let is_fancy = matches!(op, Op::AddServer(_, it) if it.scheduler.name() == "fancy");
+        is_fancy.then_some(ENOENT)
     };
     world.stage(1, &[("-t 80", &[(1, 1)])]);
     assert_eq!(world.run_once(), [Failure::Again, Failure::Refused]);

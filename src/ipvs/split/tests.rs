@@ -110,7 +110,7 @@ fn what_ipvs_cannot_have_is_left_to_nft() {
     assert_eq!(excluded.excluded, ["10.96.0.1".parse().unwrap()].into());
     let other_family = split(&Settings::default(), &[Family::V6], &original);
     assert_eq!((&other_family.forwarding, other_family.servers.len()), (&original, 0));
-    let mut lost = original.clone();
+    let mut lost = original;
     lost.ports[0].frontends.remove(0);
     let without = split(&Settings::default(), &Family::ALL, &lost);
     assert_eq!((&without.forwarding, without.servers.len()), (&lost, 0));

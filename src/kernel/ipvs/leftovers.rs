@@ -46,7 +46,13 @@ impl NetlinkIpvs {
             let is_service = |it: &ServerKey| own.contains(&it.address) || is_known(it);
             let is_node_port =
                 |it: &ServerKey| node.contains(&it.address) && node_ports.contains(&it.port.get());
-            let observed = self.observe_servers(family, |it| is_service(it) || is_node_port(it))?;
+            let mut observed = BTreeMap::new();
+            for (key, server) in self.servers(family)? {
+                if is_service(&key) || is_node_port(&key) {
+                    let destinations = self.destinations_of(family, &key)?;
+                    observed.insert(key, ObservedServer { server, destinations });
+                }
+            }
             let (services, others): (BTreeMap<_, _>, BTreeMap<_, _>) =
                 observed.into_iter().partition(|(key, _)| is_service(key));
             leftovers.servers = services.keys().copied().collect();

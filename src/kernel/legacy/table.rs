@@ -277,6 +277,28 @@ mod tests {
         })
     }
 
+    /// A table as the kernel gave it. Its chains, and comments of rules where they jump.
+    #[test]
+    fn what_the_kernel_says_is_understood() {
+        let bytes = include_bytes!("../../outside/iptables-legacy-nat.bin");
+        let info = Info::read(bytes).unwrap();
+        let table = Table::parse(Family::V4, &info, bytes[84..].to_vec()).unwrap();
+        let found = table.chains();
+        let built_in: Vec<&str> =
+            found.chains.iter().filter(|it| *it.1).map(|it| it.0.as_str()).collect();
+        assert_eq!(built_in, ["INPUT", "OUTPUT", "POSTROUTING", "PREROUTING"]);
+        let of_services = |rule: &&Rule| rule.target.as_deref() == Some("KUBE-SERVICES");
+        let jumps: Vec<_> = found.rules.iter().filter(of_services).collect();
+        assert_eq!(jumps.iter().map(|it| &*it.chain).collect::<Vec<_>>(), ["PREROUTING", "OUTPUT"]);
+        let comments =
+            jumps.iter().all(|it| it.comment.as_deref() == Some("kubernetes service portals"));
+        assert!(comments, "{jumps:?}");
+        let bytes = include_bytes!("../../outside/ip6tables-legacy-filter.bin");
+        let info = Info::read(bytes).unwrap();
+        let table = Table::parse(Family::V6, &info, bytes[84..].to_vec()).unwrap();
+        assert!(table.chains().rules.iter().any(|it| it.chain == "KUBE-FORWARD"));
+    }
+
     proptest! {
         #[test]
         fn what_stays_is_as_it_was(

@@ -7,10 +7,10 @@ use ipnet::IpNet;
 
 use super::Failure;
 use crate::ipvs::schema::{
-    Batch, Connections, Destination, Observed, ObservedDestination, ObservedInterface,
-    ObservedServer, Op, Scheduler, ServerKey, VirtualServer,
+    Batch, Connections, Destination, ObservedDestination, ObservedDestinations, ObservedInterface,
+    ObservedServer, Op, Outline, Scheduler, ServerKey, VirtualServer,
 };
-use crate::kernel::{Ipvs, IpvsError, IpvsSettings, ObservedConnections, Refused};
+use crate::kernel::{Ipvs, IpvsError, IpvsSettings, Refused};
 use crate::model::Family;
 use crate::nft::schema::Owner;
 
@@ -239,12 +239,20 @@ impl Ipvs for MemoryIpvs {
         Ok(())
     }
 
-    fn observe(&mut self) -> Result<Observed, IpvsError> {
-        let Some(mut interface) = self.interface.clone() else { return Ok(Observed::default()) };
+    fn outline(&mut self) -> Result<Outline, IpvsError> {
+        let Some(mut interface) = self.interface.clone() else { return Ok(Outline::default()) };
         interface.addresses.retain(|it| !self.is_excluded(*it));
-        let mut servers = self.servers.clone();
-        servers.retain(|it, _| interface.addresses.contains(&it.address));
-        Ok(Observed { interface: Some(interface), servers })
+        let ours = self.servers.iter().filter(|(it, _)| interface.addresses.contains(&it.address));
+        let servers = ours.map(|(key, it)| (*key, it.server)).collect();
+        Ok(Outline { interface: Some(interface), servers })
+    }
+
+    fn destinations(
+        &mut self,
+        servers: &[ServerKey],
+    ) -> Result<BTreeMap<ServerKey, ObservedDestinations>, IpvsError> {
+        let of = |key: &ServerKey| self.servers.get(key).map(|it| it.destinations.clone());
+        Ok(servers.iter().map(|key| (*key, of(key).unwrap_or_default())).collect())
     }
 
     fn commit(&mut self, batch: &Batch) -> Result<Vec<Refused>, IpvsError> {
@@ -275,18 +283,6 @@ impl Ipvs for MemoryIpvs {
                 Err(failed("told to lose the second half of the batch"))
             }
         }
-    }
-
-    fn connections(
-        &mut self,
-        servers: &[ServerKey],
-    ) -> Result<Vec<ObservedConnections>, IpvsError> {
-        let destinations = |key: &ServerKey| {
-            let key = *key;
-            let all = self.servers.get(&key).into_iter().flat_map(|it| &it.destinations);
-            all.map(move |(destination, it)| (key, *destination, it.connections))
-        };
-        Ok(servers.iter().flat_map(destinations).collect())
     }
 
     fn remove_interface(&mut self) -> Result<(), IpvsError> {

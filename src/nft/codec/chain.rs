@@ -34,6 +34,11 @@ pub(super) fn read(payload: &[u8]) -> Result<Chain, String> {
         .ok_or_else(|| name.to_owned())
 }
 
+/// How often it is used by rules and rows, in a `NEWCHAIN` of a dump.
+pub(super) fn read_uses(payload: &[u8]) -> Option<u32> {
+    find_be32(payload, nfta::USE)
+}
+
 fn has_base(payload: &[u8], expected: Option<BaseHook>) -> bool {
     let Some(hook) = find(payload, nfta::HOOK) else { return expected.is_none() };
     expected.is_some_and(|expected| {

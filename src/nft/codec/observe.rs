@@ -11,6 +11,7 @@ use super::wire::{Attributes, find, find_string};
 use super::{chain, lower, set};
 use crate::model::Family;
 use crate::nft::schema::{Chain, Key, ObservedTable, SetName, Value};
+use crate::nft::shape::TableShape;
 use crate::nft::skeleton::{self, Program};
 
 /// A table under observation: takes the messages of dumps, in any order of dumps.
@@ -29,6 +30,8 @@ pub struct Observation<'a> {
     /// Sets, chains and whatever else the table has, by the kernel's own count.
     objects: u32,
     seen: u32,
+    counts: BTreeMap<SetName, u32>,
+    uses: BTreeMap<Chain, u32>,
 }
 
 /// Where a range starts or ends. An end comes before a start at the same address: ranges may touch.
@@ -64,6 +67,8 @@ impl<'a> Observation<'a> {
             unknown,
             objects: head.objects,
             seen: 0,
+            counts: BTreeMap::new(),
+            uses: BTreeMap::new(),
         }
     }
 
@@ -78,7 +83,10 @@ impl<'a> Observation<'a> {
         let Some(payload) = attributes(kind, msg::NEWSET, payload) else { return };
         self.seen += 1;
         match set::read(self.family, payload) {
-            Ok(known) if skeleton::is_used(known.0, self.program) => self.sets.push(known),
+            Ok(known) if skeleton::is_used(known.0, self.program) => {
+                self.sets.push(known);
+                self.counts.extend(set::read_count(payload).map(|it| (known.0, it)));
+            }
             Ok((other, _)) => self.unknown.push(format!("set {}", other.name())),
             Err(name) => self.unknown.push(format!("set {name}")),
         }
@@ -92,7 +100,10 @@ impl<'a> Observation<'a> {
         }
         self.seen += 1;
         match chain::read(payload) {
-            Ok(known) => self.chains.push(known),
+            Ok(known) => {
+                self.chains.push(known);
+                self.uses.extend(chain::read_uses(payload).map(|it| (known, it)));
+            }
             Err(name) => self.unknown.push(format!("chain {name}")),
         }
     }
@@ -123,10 +134,7 @@ impl<'a> Observation<'a> {
     pub(crate) fn finish(mut self) -> ObservedTable {
         self.ranges();
         let (chains, stale_chains) = self.judge_chains();
-        if self.objects > self.seen {
-            let others = self.objects - self.seen;
-            self.unknown.push(format!("{others} object(s) other than sets and chains"));
-        }
+        self.count_others();
         self.rows.sort_unstable_by_key(|(set, key, _)| (*set, *key));
         self.sets.sort_unstable();
         self.unknown.sort_unstable();
@@ -136,6 +144,20 @@ impl<'a> Observation<'a> {
             stale_chains,
             elements: self.rows,
             unknown: self.unknown,
+        }
+    }
+
+    /// What was observed when neither rules nor elements were asked for.
+    pub(crate) fn into_shape(mut self) -> TableShape {
+        self.count_others();
+        let sets = self.sets.into_iter().map(|(set, _)| set).collect();
+        TableShape { sets, unknown: self.unknown, elements: self.counts, uses: self.uses }
+    }
+
+    fn count_others(&mut self) {
+        if self.objects > self.seen {
+            let others = self.objects - self.seen;
+            self.unknown.push(format!("{others} object(s) other than sets and chains"));
         }
     }
 

@@ -73,6 +73,11 @@ pub(super) fn read(family: Family, payload: &[u8]) -> Result<(SetName, Option<u3
     }
 }
 
+/// How many elements it has, in a `NEWSET` of a dump; kernels before 6.16 do not tell.
+pub(super) fn read_count(payload: &[u8]) -> Option<u32> {
+    find_be32(payload, set::COUNT)
+}
+
 impl Definition {
     fn of(family: Family, spec: &SetSpec) -> Definition {
         let concat = spec.interval && spec.key.len() > 1;

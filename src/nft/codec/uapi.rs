@@ -47,6 +47,7 @@ pub(crate) mod chain {
     pub(crate) const NAME: u16 = 3;
     pub(crate) const HOOK: u16 = 4;
     pub(crate) const POLICY: u16 = 5;
+    pub(crate) const USE: u16 = 6;
     pub(crate) const TYPE: u16 = 7;
     pub(crate) const USERDATA: u16 = 12;
     pub(crate) const HOOK_HOOKNUM: u16 = 1;
@@ -74,6 +75,8 @@ pub(crate) mod set {
     pub(crate) const DESC: u16 = 9;
     pub(crate) const ID: u16 = 10;
     pub(crate) const USERDATA: u16 = 13;
+    /// From Linux 6.16 on.
+    pub(crate) const COUNT: u16 = 20;
     pub(crate) const DESC_SIZE: u16 = 1;
     pub(crate) const DESC_CONCAT: u16 = 2;
     pub(crate) const FIELD_LEN: u16 = 1;

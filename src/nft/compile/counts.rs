@@ -39,9 +39,14 @@ impl RowCounts {
         }
     }
 
+    /// How many rows the set has when there are so many more.
+    pub(super) fn after(&self, family: Family, set: SetName, growth: i64) -> u32 {
+        let count = i64::from(self.get(family, set)).saturating_add(growth).max(0);
+        u32::try_from(count).unwrap_or(u32::MAX)
+    }
+
     pub(super) fn grow(&mut self, family: Family, set: SetName, by: i64) {
-        let count = i64::from(self.get(family, set)).saturating_add(by).max(0);
-        let count = u32::try_from(count).unwrap_or(u32::MAX);
+        let count = self.after(family, set, by);
         if count == 0 {
             self.0.remove(&(family, set));
         } else {

@@ -1,9 +1,10 @@
 //! Row changes that the kernel has not confirmed yet.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::rows::RowId;
-use crate::nft::schema::{Op, Owner, Value};
+use crate::model::Family;
+use crate::nft::schema::{Op, Owner, SetName, Slots, Value};
 
 /// For each changed row what the kernel has and what it shall have. A row that went and came back is no change.
 #[derive(Debug, Default)]
@@ -57,10 +58,30 @@ impl Pending {
         })
     }
 
-    /// For each changed row, by how much it changes its set's number of rows.
-    pub(super) fn growth(&self) -> impl Iterator<Item = (RowId, i64)> + '_ {
-        self.0.iter().map(|(id, delta)| {
-            (*id, i64::from(delta.added.is_some()) - i64::from(delta.removed.is_some()))
+    /// Sets with changed rows, in order, and how many rows more each gets.
+    pub(super) fn growth(&self) -> Vec<(Family, SetName, i64)> {
+        let mut all: Vec<(Family, SetName, i64)> = Vec::new();
+        for (RowId { family, set, .. }, delta) in &self.0 {
+            let by = i64::from(delta.added.is_some()) - i64::from(delta.removed.is_some());
+            match all.last_mut() {
+                Some((of, last, growth)) if (&*of, &*last) == (family, set) => *growth += by,
+                Some(_) | None => all.push((*family, *set, by)),
+            }
+        }
+        all
+    }
+
+    /// Numbers of slots whose chains the added rows lead to.
+    pub(super) fn slots(&self, family: Family) -> BTreeSet<Slots> {
+        let of_family = self.0.iter().filter(|(id, _)| id.family == family);
+        of_family.filter_map(|(_, delta)| delta.added?.chain()?.slots()).collect()
+    }
+
+    /// For each row that goes (-1) or comes (1), its value.
+    pub(super) fn values(&self) -> impl Iterator<Item = (RowId, Value, i32)> + '_ {
+        self.0.iter().flat_map(|(id, delta)| {
+            let gone = delta.removed.map(|value| (*id, value, -1));
+            gone.into_iter().chain(delta.added.map(|value| (*id, value, 1)))
         })
     }
 

@@ -10,7 +10,7 @@ use super::programmed::{main_pool, uses};
 use super::rows::{At, RowId};
 use crate::forward::{Backend, Frontend, PortForwarding, ServiceForwarding};
 use crate::model::Family;
-use crate::nft::schema::{Chain, Handle, Key, Owner, SetName, Slots, Value, Verdict};
+use crate::nft::schema::{Handle, Key, Owner, SetName, Slots, Value};
 use crate::nft::slots::SlotTable;
 
 /// What of a Service could not be programmed.
@@ -295,21 +295,7 @@ fn backend(value: &Value) -> Option<Backend> {
 }
 
 fn slots_of(value: &Value) -> Option<Slots> {
-    let Value::Verdict(Verdict::Goto(chain) | Verdict::Jump(chain)) = *value else { return None };
-    if let Chain::Pick(slots)
-    | Chain::External(slots)
-    | Chain::ExternalLocal(slots)
-    | Chain::LocalPick(slots)
-    | Chain::NodePortPick(slots)
-    | Chain::NodePort(slots)
-    | Chain::NodePortLocal(slots)
-    | Chain::NodePortLocalPick(slots)
-    | Chain::StickyPick(slots) = chain
-    {
-        Some(slots)
-    } else {
-        None
-    }
+    value.chain()?.slots()
 }
 
 /// What a pool was so far.

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::counts::RowCounts;
 use crate::model::Family;
-use crate::nft::schema::{Chain, ObservedTable, Op, SetName};
+use crate::nft::schema::{Chain, ObservedTable, Op, SetName, Slots};
+use crate::nft::shape::TableShape;
 use crate::nft::skeleton::{self, ChainSpec, Program};
 
 /// How many clients' endpoints are remembered at most. kube-proxy has 65,535 for each endpoint of each Service.
@@ -12,6 +13,16 @@ const AFFINITY_SIZE: u32 = 1 << 18;
 
 /// Smallest size of a set: room for a small cluster, so that growing is rare.
 const MIN_SIZE: u32 = 1024;
+
+/// What the staged rows want of their table.
+pub(super) struct Demand {
+    /// Sets that they do not fit into, and the new sizes.
+    pub(super) resizes: Vec<(SetName, u32)>,
+    /// Numbers of slots whose chains they lead to.
+    pub(super) slots: BTreeSet<Slots>,
+    /// Affinity timeouts in use, also by rows that stay.
+    pub(super) timeouts: BTreeSet<u32>,
+}
 
 #[derive(Debug, Default)]
 pub(super) struct TableState {
@@ -46,15 +57,42 @@ impl TableState {
         }
     }
 
+    /// Whether the kernel has the table.
+    pub(super) fn exists(&self) -> bool {
+        self.exists
+    }
+
+    /// What is another way than it was left, in words. The sizes of sets are left out: a kernel before 6.5 keeps the first
+    /// one.
+    pub(super) fn damage(&self, found: &TableShape) -> Option<String> {
+        let set = self.sizes.keys().find(|it| !found.sets.contains(it));
+        let chain = self.chains.iter().find(|it| !found.uses.contains_key(it));
+        let new_set = found.sets.iter().find(|it| !self.sizes.contains_key(it));
+        let new_chain = found.uses.keys().find(|it| !self.chains.contains(it));
+        let unknown = found.unknown.first().map(|it| format!("there is {it}"));
+        unknown
+            .or_else(|| set.map(|it| format!("set {} is gone", it.name())))
+            .or_else(|| chain.map(|it| format!("chain {it} is gone")))
+            .or_else(|| new_set.map(|it| format!("there is set {}", it.name())))
+            .or_else(|| new_chain.map(|it| format!("there is chain {it}")))
+    }
+
     pub(super) fn stage(&mut self, program: &Program, family: Family, expected: &RowCounts) {
         let anew = self.rebuild || !self.exists;
         let sets = skeleton::sets(program).into_iter().map(|it| it.name);
         let sizes = sets
             .filter(|set| anew || !self.sizes.contains_key(set))
             .map(|set| (set, Some(initial_size(set, expected.get(family, set)))));
-        let chains = skeleton::chains(program, family).into_iter();
-        let missing = chains.filter(|it| anew || !self.chains.contains(&it.chain));
-        let staged = Staged { sizes: sizes.collect(), chains: missing.collect() };
+        let chains = skeleton::chains_without_slots(program, family);
+        let mut missing: Vec<ChainSpec> =
+            chains.into_iter().filter(|it| anew || !self.chains.contains(&it.chain)).collect();
+        if !anew {
+            let slots: BTreeSet<Slots> = self.stale.iter().filter_map(|it| it.slots()).collect();
+            let chains =
+                slots.into_iter().flat_map(|it| skeleton::chains_of_slots(program, family, it));
+            missing.extend(chains.filter(|it| self.stale.contains(&it.chain)));
+        }
+        let staged = Staged { sizes: sizes.collect(), chains: missing };
         if anew || !staged.sizes.is_empty() || !staged.chains.is_empty() {
             self.staged = Some(staged);
         }
@@ -85,14 +123,15 @@ impl TableState {
         (elements > size).then(|| elements.checked_next_power_of_two().unwrap_or(elements))
     }
 
-    /// The operations before those on rows. `timeouts` are those in use.
+    /// The operations before those on rows.
     pub(super) fn before_rows(
         &self,
+        program: &Program,
         family: Family,
-        resizes: &[(SetName, u32)],
-        timeouts: &BTreeSet<u32>,
+        demand: &Demand,
         ops: &mut Vec<Op>,
     ) {
+        let resizes = &demand.resizes;
         if self.staged.is_some() {
             if self.rebuild {
                 ops.push(Op::DeleteTable(family));
@@ -108,10 +147,10 @@ impl TableState {
         }
         let old = resizes.iter().filter(|(set, _)| !self.is_staged(*set));
         ops.extend(old.map(|(set, size)| Op::ResizeSet { family, set: *set, size: *size }));
-        let remember: Vec<ChainSpec> =
-            self.missing_remember(timeouts).map(skeleton::remember).collect();
+        let mut in_use = self.missing_of_slots(program, family, &demand.slots);
+        in_use.extend(self.missing_remember(&demand.timeouts).map(skeleton::remember));
         let chains: Vec<&ChainSpec> =
-            staged.iter().flat_map(|it| &it.chains).chain(&remember).collect();
+            staged.iter().flat_map(|it| &it.chains).chain(&in_use).collect();
         ops.extend(chains.iter().map(|it| Op::AddChain { family, chain: it.chain }));
         for spec in chains {
             if self.stale.contains(&spec.chain) && !self.rebuild {
@@ -132,13 +171,15 @@ impl TableState {
     /// The kernel took the operations; `pruned`: also those of `after_rows`.
     pub(super) fn confirm(
         &mut self,
-        resizes: &[(SetName, u32)],
-        timeouts: &BTreeSet<u32>,
+        program: &Program,
+        family: Family,
+        demand: &Demand,
         pruned: bool,
     ) {
-        let missing: Vec<u32> = self.missing_remember(timeouts).collect();
+        let of_slots = self.missing_of_slots(program, family, &demand.slots);
+        let missing: Vec<u32> = self.missing_remember(&demand.timeouts).collect();
         let stale: Vec<Chain> =
-            if pruned { self.stale_remember(timeouts).collect() } else { Vec::new() };
+            if pruned { self.stale_remember(&demand.timeouts).collect() } else { Vec::new() };
         if let Some(staged) = self.staged.take() {
             if self.rebuild {
                 *self = TableState::default();
@@ -148,7 +189,8 @@ impl TableState {
             self.sizes.extend(staged.sizes);
             self.chains.extend(staged.chains.iter().map(|it| it.chain));
         }
-        self.sizes.extend(resizes.iter().map(|(set, size)| (*set, Some(*size))));
+        self.sizes.extend(demand.resizes.iter().map(|(set, size)| (*set, Some(*size))));
+        self.chains.extend(of_slots.into_iter().map(|it| it.chain));
         self.chains.extend(missing.into_iter().map(Chain::Remember));
         for chain in stale {
             self.chains.remove(&chain);
@@ -161,6 +203,23 @@ impl TableState {
 
     fn is_staged(&self, set: SetName) -> bool {
         self.staged.as_ref().is_some_and(|it| it.sizes.contains_key(&set))
+    }
+
+    /// Chains of these numbers of slots that are neither there nor staged. One that is there stays, used or not: it does
+    /// no harm, and a Service that grows and shrinks again would make and delete it all the time.
+    fn missing_of_slots(
+        &self,
+        program: &Program,
+        family: Family,
+        slots: &BTreeSet<Slots>,
+    ) -> Vec<ChainSpec> {
+        let anew = self.rebuild && self.staged.is_some();
+        let is_staged = |chain| {
+            self.staged.as_ref().is_some_and(|it| it.chains.iter().any(|it| it.chain == chain))
+        };
+        let all = slots.iter().flat_map(|it| skeleton::chains_of_slots(program, family, *it));
+        let missing = all.filter(|it| anew || !self.chains.contains(&it.chain));
+        missing.filter(|it| !is_staged(it.chain)).collect()
     }
 
     fn missing_remember(&self, timeouts: &BTreeSet<u32>) -> impl Iterator<Item = u32> {

@@ -4,7 +4,7 @@ use super::*;
 use crate::kernel::Kernel;
 use crate::model::TrafficPolicy;
 use crate::nft::render;
-use crate::nft::schema::{Chain, Value};
+use crate::nft::schema::{Chain, Slots, Value};
 use crate::nft::skeleton::tests::program;
 use world::{World, address, backend, service, web};
 
@@ -122,7 +122,35 @@ fn a_restart_prunes_what_is_gone() {
     let mut fresh = World::new();
     fresh.stage(2, &service(2, &[9], None));
     fresh.commit();
+    // Chains that were in use once stay.
+    let two = Some(Slots::for_count(2));
+    let tables = &mut world.kernel.tables.0;
+    tables.values_mut().for_each(|table| table.chains.retain(|chain, _| chain.slots() != two));
     assert_eq!(world.kernel.tables, fresh.kernel.tables);
+}
+
+#[test]
+fn chains_of_a_number_of_slots_come_with_the_first_row_that_leads_there() {
+    let mut world = World::new();
+    let held = |world: &World| -> BTreeSet<u32> {
+        let chains = world.kernel.tables.0[&Family::V4].chains.keys();
+        chains.filter_map(|it| Some(it.slots()?.count())).collect()
+    };
+    assert_eq!(held(&world), BTreeSet::new());
+    world.stage(1, &web(&[1, 2, 3], None));
+    world.reject();
+    world.stage(1, &web(&[1, 2, 3], None));
+    world.commit();
+    assert_eq!(held(&world), BTreeSet::from([4]));
+    world.stage(1, &web(&[1, 2, 3, 4, 5], None));
+    world.stage(2, &service(2, &[9], Some(60)));
+    world.commit();
+    assert_eq!(held(&world), BTreeSet::from([1, 4, 8]));
+    world.stage(1, &web(&[1, 2, 3], None));
+    world.commit();
+    world.restart();
+    assert_eq!(world.commit(), 0);
+    assert_eq!(held(&world), BTreeSet::from([1, 4, 8]), "what is there stays");
 }
 
 #[test]

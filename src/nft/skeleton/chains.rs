@@ -30,15 +30,29 @@ const DRAWS: usize = 12;
 const F: &[Field] = &[Field::Daddr, Field::L4Proto, Field::Dport];
 const N: &[Field] = &[Field::L4Proto, Field::Dport];
 
-/// All chains of the family but the `remember-T`, which exist for the timeouts in use only. A chain comes after
-/// those that its rules jump to.
+/// All chains that the family can have but the `remember-T`. A chain comes after those that its rules jump to.
 pub fn chains(program: &Program, family: Family) -> Vec<ChainSpec> {
-    let local = Locality { family: program.family(family), mark: program.masquerade_mark };
-    let mut all = picks();
-    all.extend(sticky(&local));
-    all.extend(Slots::all().flat_map(|slots| externals(&local, slots)));
+    let mut all: Vec<ChainSpec> =
+        Slots::all().flat_map(|slots| chains_of_slots(program, family, slots)).collect();
+    all.extend(chains_without_slots(program, family));
+    all
+}
+
+/// Those that every table has.
+pub fn chains_without_slots(program: &Program, family: Family) -> Vec<ChainSpec> {
+    let mut all = sticky(&Locality::of(program, family));
     all.extend(shared(program, family));
     all.extend(bases(program.ipvs));
+    all
+}
+
+/// Those of one number of slots, which the table has once a row leads to one of them.
+///
+/// They could all be there from the start, and are not because of what the kernel does: it checks each new element of a
+/// map against every rule that looks into it, and each commit walks along all chains.
+pub fn chains_of_slots(program: &Program, family: Family, slots: Slots) -> Vec<ChainSpec> {
+    let mut all = picks(slots);
+    all.extend(externals(&Locality::of(program, family), slots));
     all
 }
 
@@ -70,6 +84,10 @@ struct Locality<'a> {
 }
 
 impl Locality<'_> {
+    fn of(program: &Program, family: Family) -> Locality<'_> {
+        Locality { family: program.family(family), mark: program.masquerade_mark }
+    }
+
     /// Pods and the node itself go to `target` whatever the policy says, the node masqueraded, because its source
     /// may be the Service's own address (kube-proxy's short circuit for externalTrafficPolicy Local).
     fn short_circuit(&self, target: Chain) -> Vec<Rule> {
@@ -108,19 +126,15 @@ fn spec(chain: Chain, rules: Vec<Rule>) -> ChainSpec {
 }
 
 /// The chains that draw an endpoint.
-fn picks() -> Vec<ChainSpec> {
-    let mut all = Vec::new();
-    for slots in Slots::all() {
-        let draws = |key, map| drawn(slots, |modulus| dnat_random(key, modulus, map));
-        all.extend([
-            spec(Chain::Pick(slots), draws(F, SetName::Endpoints)),
-            spec(Chain::NodePortPick(slots), draws(N, SetName::NodePortEndpoints)),
-            spec(Chain::LocalPick(slots), draws(F, SetName::LocalEndpoints)),
-            spec(Chain::NodePortLocalPick(slots), draws(N, SetName::LocalNodePortEndpoints)),
-            spec(Chain::StickyPick(slots), drawn(slots, sticky_random)),
-        ]);
-    }
-    all
+fn picks(slots: Slots) -> Vec<ChainSpec> {
+    let draws = |key, map| drawn(slots, |modulus| dnat_random(key, modulus, map));
+    vec![
+        spec(Chain::Pick(slots), draws(F, SetName::Endpoints)),
+        spec(Chain::NodePortPick(slots), draws(N, SetName::NodePortEndpoints)),
+        spec(Chain::LocalPick(slots), draws(F, SetName::LocalEndpoints)),
+        spec(Chain::NodePortLocalPick(slots), draws(N, SetName::LocalNodePortEndpoints)),
+        spec(Chain::StickyPick(slots), drawn(slots, sticky_random)),
+    ]
 }
 
 /// The same draw over and over: an empty slot is a miss, and the next rule draws again. The last draw is among slots
@@ -422,10 +436,18 @@ mod tests {
     }
 
     #[test]
-    fn the_number_of_objects_is_a_small_constant() {
-        let all = chains(&program(), Family::V4);
-        let rules: usize = all.iter().map(|spec| spec.rules.len()).sum();
-        assert_eq!((all.len(), rules), (158, 1113));
+    fn the_number_of_objects_is_small() {
+        let count = |all: &[ChainSpec]| -> (usize, usize) {
+            (all.len(), all.iter().map(|spec| spec.rules.len()).sum())
+        };
+        assert_eq!(count(&chains(&program(), Family::V4)), (158, 1113), "at most");
+        let least = chains_without_slots(&program(), Family::V4);
+        assert_eq!(count(&least), (23, 48));
+        assert!(least.iter().all(|spec| spec.chain.slots().is_none()));
+        for slots in Slots::all() {
+            let of_slots = chains_of_slots(&program(), Family::V4, slots);
+            assert!(of_slots.iter().all(|spec| spec.chain.slots() == Some(slots)));
+        }
     }
 
     #[test]

@@ -104,6 +104,24 @@ impl Chain {
         Chain::StickyLookup,
     ];
 
+    /// The number of slots that it is one of the chains of.
+    pub fn slots(self) -> Option<Slots> {
+        if let Chain::Pick(slots)
+        | Chain::External(slots)
+        | Chain::ExternalLocal(slots)
+        | Chain::LocalPick(slots)
+        | Chain::NodePortPick(slots)
+        | Chain::NodePort(slots)
+        | Chain::NodePortLocal(slots)
+        | Chain::NodePortLocalPick(slots)
+        | Chain::StickyPick(slots) = self
+        {
+            Some(slots)
+        } else {
+            None
+        }
+    }
+
     /// Inverse of `Display`. What `Display` never writes, such as `pick-08` or `pick-3`, is no chain of ours.
     pub fn parse(name: &str) -> Option<Chain> {
         Chain::parse_plain(name).or_else(|| Chain::parse_numbered(name))

@@ -108,7 +108,7 @@ impl Families {
             coalesced: maker.counter("kubeferry_events_coalesced_total", "Events that joined others in one sync")?,
             skipped: maker.counters("kubeferry_skipped_objects_total", "Objects, or parts of them, that cannot be used and are left out", &["resource", "reason"])?,
             standing_by: maker.int_gauge("kubeferry_standing_by", "1 while another copy runs in this network namespace and this one waits for its end")?,
-            conflicts: maker.int_gauge("kubeferry_address_conflicts", "Claims on an address and port that an older Service holds")?,
+            conflicts: maker.int_gauge("kubeferry_address_conflicts", "Claims on an address and port that another Service holds")?,
             memory: maker.int_gauges("kubeferry_memory_estimated_bytes", "Heap memory that a part of the program needs for objects, about; process_resident_memory_bytes is all of it", &["room"])?,
             refused_services: maker.int_gauge("kubeferry_refused_services", "Services whose rules the kernel refuses; they keep those from before")?,
             drift_repairs: maker.counters("kubeferry_drift_repairs_total", "Times that the kernel's tables were not as left and were set right", &F)?,

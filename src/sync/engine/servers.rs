@@ -8,7 +8,7 @@ use ipnet::{IpNet, Ipv6Net};
 
 use crate::forward::ServiceForwarding;
 use crate::ipvs::compile::{Compiler, Differences, Failure, MissingScheduler};
-use crate::ipvs::schema::{Batch, Observed, Op, ServerKey};
+use crate::ipvs::schema::{Batch, Observed, ObservedDestinations, Op, Outline, ServerKey};
 use crate::ipvs::split::{self, Split};
 use crate::kernel::{ObservedConnections, Refused, Rejection};
 use crate::model::{Family, ServiceId};
@@ -117,8 +117,20 @@ impl Servers {
     /// Returns whether that is something else than believed, and the Services that have to be written for it.
     pub(super) fn observed(&mut self, observed: Observed) -> (bool, Vec<ServiceId>) {
         self.known = true;
-        let Differences { by_others, owners } = self.compiler.observe(observed);
-        (by_others, owners.into_iter().map(|it| ServiceId(it.0)).collect())
+        told(self.compiler.observe(observed))
+    }
+
+    /// As [`Servers::observed`], but for destinations.
+    pub(super) fn outlined(&mut self, outline: Outline) -> (bool, Vec<ServiceId>) {
+        told(self.compiler.outline(outline))
+    }
+
+    /// As [`Servers::observed`], the destinations of a few virtual servers.
+    pub(super) fn compared(
+        &mut self,
+        seen: BTreeMap<ServerKey, ObservedDestinations>,
+    ) -> (bool, Vec<ServiceId>) {
+        told(self.compiler.compare(seen))
     }
 
     pub(super) fn prune(&mut self) {
@@ -276,4 +288,9 @@ impl Servers {
     pub(super) fn compiler(&self) -> &Compiler {
         &self.compiler
     }
+}
+
+fn told(differences: Differences) -> (bool, Vec<ServiceId>) {
+    let Differences { by_others, owners } = differences;
+    (by_others, owners.into_iter().map(|it| ServiceId(it.0)).collect())
 }

@@ -20,6 +20,8 @@ use crate::sync::facts::VirtualServers;
 const RESOURCES: [Resource; 4] =
     [Resource::Service, Resource::EndpointSlice, Resource::Node, Resource::ServiceCidr];
 
+mod comparison;
+mod damage;
 mod servers;
 
 const EPERM: i32 = 1;
@@ -61,6 +63,7 @@ proptest! {
                 Event::FailServers(nth, failure) => host.ipvs.fail_commit(nth, failure),
                 Event::RefuseServers(owner) => host.ipvs.refuse_owner(Owner(owner), ENOMEM),
                 Event::Compare => drop(host.engine.servers_observed(host.ipvs.observe().unwrap())),
+                Event::Piece => drop(host.compare_piece()),
                 Event::Drained => host.drain(),
             }
         }
@@ -69,6 +72,8 @@ proptest! {
         host.settle();
         (0..3).for_each(|_| host.drain());
         prop_assert_eq!(host.engine.refused_count(), 0);
+        let shapes = host.kernel.survey(host.engine.program()).unwrap();
+        prop_assert_eq!(host.engine.damage(&shapes), None);
         prop_assert!(host.engine.triggers.is_empty(), "{:?}", host.engine.triggers);
         let mut fresh = Host::started_with(last.clone());
         world.relist().into_iter().for_each(|change| fresh.engine.apply(change));
@@ -111,6 +116,8 @@ enum Event {
     RefuseServers(u32),
     /// Virtual servers are compared with what is believed.
     Compare,
+    /// The next piece of such a comparison.
+    Piece,
     /// Nobody has connections any more.
     Drained,
 }
@@ -140,6 +147,7 @@ fn event() -> impl Strategy<Value = Event> {
         1 => (1..4_usize, server_failure()).prop_map(|(nth, it)| Event::FailServers(nth, it)),
         1 => (0..4_u32).prop_map(Event::RefuseServers),
         1 => Just(Event::Compare),
+        3 => Just(Event::Piece),
         1 => Just(Event::Drained),
     ]
 }
@@ -286,6 +294,22 @@ fn a_service_that_goes_while_the_kernel_is_not_known_leaves_nothing() {
     assert_eq!(host.engine.health_checks().wanted, []);
     assert!(outcomes.iter().any(|it| it.health_checks_changed), "{outcomes:?}");
     assert_eq!(host.kernel.tables.rows(Family::V4, SetName::Endpoints).count(), 0);
+}
+
+/// A listener of a family that the host lacks could not be opened, and would answer for rules that are not there.
+#[test]
+fn health_check_node_ports_are_of_the_hosts_families() {
+    let v4_only = Settings { families: vec![Family::V4], ..settings(0) };
+    for (settings, expected) in [(settings(0), &Family::ALL[..]), (v4_only, &[Family::V4])] {
+        let mut host = Host::started_with(settings);
+        let mut both = service("ns/a", "10.96.0.1");
+        both.v6 = service("ns/a", "fd00::1").v6;
+        both.health_check_node_port = Some(sample::port(30_000));
+        host.engine.apply(Change::ServiceApplied(both));
+        host.settle();
+        let wanted = host.engine.health_checks().wanted;
+        assert_eq!(wanted.iter().map(|it| it.family).collect::<Vec<_>>(), expected);
+    }
 }
 
 #[test]
@@ -469,10 +493,7 @@ fn check_rolling(affinity: Option<u32>, operations: usize, sets: &[SetName]) {
             let most =
                 if come == gone && generation == 2 { operations * 3 / 2 } else { operations };
             assert!(written.len() <= most, "{} operations", written.len());
-            let only = |op: &Op| match op {
-                Op::AddElement { set, .. } | Op::DeleteElement { set, .. } => sets.contains(set),
-                _ => false,
-            };
+            let only = |op: &Op| matches!(op, Op::AddElement { set, .. } | Op::DeleteElement { set, .. } if sets.contains(set));
             assert!(written.0.iter().all(only), "{}", render::batch(&written));
         }
     }

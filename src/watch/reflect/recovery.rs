@@ -10,7 +10,7 @@ use crate::watch::channel::Closed;
 use crate::watch::stats::State;
 use crate::watch::trouble::{ApiError, Trouble};
 
-use super::Reflector;
+use super::{Freshness, Reflector};
 
 /// Lines that make no sense, one after the other, before the version is given up and everything listed anew.
 const GARBAGE_LIMIT: u32 = 3;
@@ -71,8 +71,13 @@ impl Reflector<'_> {
         self.following.take().is_some_and(|since| since.elapsed() >= self.pace.settled)
     }
 
+    /// Whether the server or our role lacks an optional resource. A role that has had it loses it for a moment while an
+    /// API server starts and has not read all roles yet; that is a failure like others.
     pub(super) fn is_absent(&self, error: &ApiError) -> bool {
-        self.spec.optional && matches!(error.trouble, Trouble::NotFound | Trouble::Forbidden)
+        let never_listed = self.freshness == Freshness::Cached;
+        let absent = error.trouble == Trouble::NotFound
+            || (error.trouble == Trouble::Forbidden && never_listed);
+        self.spec.optional && absent
     }
 
     /// The server or our role lacks an optional resource: that is a complete list of nothing.

@@ -20,13 +20,21 @@ use super::{Ask, Fault, On, Request, Shared};
 
 type Body = UnsyncBoxBody<Bytes, io::Error>;
 
+/// Where a request comes from.
+#[derive(Clone)]
+pub(super) struct From {
+    pub(super) connection: u64,
+    /// The client's certificate, DER.
+    pub(super) client: Option<Vec<u8>>,
+}
+
 pub(super) async fn respond(
     shared: Arc<Shared>,
     request: http::Request<Incoming>,
-    connection: u64,
+    from: From,
     drop_this: Arc<Notify>,
 ) -> Result<Response<Body>, Infallible> {
-    let seen = describe(&request, connection);
+    let seen = describe(&request, from.connection);
     let plural = plural(&seen.path);
     let (fault, verdict) = {
         let mut script = shared.script.lock().unwrap();
@@ -34,7 +42,8 @@ pub(super) async fn respond(
         let at = script.faults.iter().position(|(on, _)| meets(*on, plural, &seen));
         let fault = at.map(|at| script.faults.remove(at).1);
         let token = script.token.as_ref().map(|it| format!("Bearer {it}"));
-        let verdict = if token.is_some_and(|it| it != seen.authorization) {
+        let is_stranger = script.client.is_some() && script.client != from.client;
+        let verdict = if is_stranger || token.is_some_and(|it| it != seen.authorization) {
             Some((401, "Unauthorized"))
         } else if script.absent.contains(&plural) {
             Some((404, "the server could not find the requested resource"))

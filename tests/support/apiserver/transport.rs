@@ -1,7 +1,7 @@
 //! Connections: accepted, counted, closed and frozen.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -10,32 +10,66 @@ use std::task::{Context, Poll, ready};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
+use socket2::{Domain, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 
-use super::respond::respond;
+use super::respond::{From, respond};
 use super::{Listening, Shared};
 
+/// The port of a server, which stays its own while it is closed: nobody else gets it, and whoever connects is refused.
+pub(super) struct Port {
+    /// Bound, and never listening.
+    held: Socket,
+}
+
+impl Port {
+    pub(super) fn reserve(ip: Ipv4Addr) -> Port {
+        Port { held: bound(SocketAddr::from((ip, 0))) }
+    }
+
+    pub(super) fn address(&self) -> SocketAddr {
+        self.held.local_addr().unwrap().as_socket().unwrap()
+    }
+
+    fn listen(&self) -> TcpListener {
+        let socket = bound(self.address());
+        socket.listen(1_024).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        TcpListener::from_std(socket.into()).unwrap()
+    }
+}
+
+/// Two such sockets may have one address, as long as not both listen.
+fn bound(address: SocketAddr) -> Socket {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.set_reuse_address(true).unwrap();
+    socket.bind(&address.into()).unwrap();
+    socket
+}
+
 /// Serves until the [`super::ApiServer`] is dropped.
-pub(super) fn serve(shared: Arc<Shared>, listener: std::net::TcpListener, address: SocketAddr) {
+pub(super) fn serve(shared: Arc<Shared>, port: Port) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let mut listener = Some(TcpListener::from_std(listener).unwrap());
+        let mut listener = None;
         let mut listening = shared.listening.subscribe();
         loop {
             let wanted = *listening.borrow_and_update();
             match wanted {
                 Listening::Ended => return,
                 Listening::No => listener = None,
-                Listening::Yes if listener.is_none() => {
-                    listener = Some(TcpListener::bind(address).await.unwrap());
-                }
+                Listening::Yes if listener.is_none() => listener = Some(port.listen()),
                 Listening::Yes => (),
             }
+            *shared.is_open.lock().unwrap() = listener.is_some();
+            shared.opened_or_closed.notify_all();
             tokio::select! {
                 accepted = accept(listener.as_ref()) => {
-                    tokio::spawn(connection(shared.clone(), accepted));
+                    // Counted here, so that whoever has closed the port knows of all there are.
+                    let number = shared.counters.connections.fetch_add(1, Ordering::SeqCst) + 1;
+                    tokio::spawn(connection(shared.clone(), accepted, number));
                 }
                 changed = listening.changed() => changed.unwrap(),
             }
@@ -50,9 +84,8 @@ async fn accept(listener: Option<&TcpListener>) -> TcpStream {
     }
 }
 
-async fn connection(shared: Arc<Shared>, tcp: TcpStream) {
+async fn connection(shared: Arc<Shared>, tcp: TcpStream, number: u64) {
     tcp.set_nodelay(true).unwrap();
-    let number = shared.counters.connections.fetch_add(1, Ordering::SeqCst) + 1;
     let mut closed = shared.closed.subscribe();
     let drop_this = Arc::new(Notify::new());
     let stream = Counted { tcp, shared: shared.clone(), number };
@@ -62,10 +95,16 @@ async fn connection(shared: Arc<Shared>, tcp: TcpStream) {
             // A client that does not trust us hangs up here; that is its business.
             Some(acceptor) => {
                 if let Ok(stream) = acceptor.accept(stream).await {
-                    http(shared.clone(), stream, number, drop_this.clone()).await;
+                    let chain = stream.get_ref().1.peer_certificates();
+                    let client = chain.and_then(|it| it.first()).map(|it| it.to_vec());
+                    let from = From { connection: number, client };
+                    http(shared.clone(), stream, from, drop_this.clone()).await;
                 }
             }
-            None => http(shared.clone(), stream, number, drop_this.clone()).await,
+            None => {
+                let from = From { connection: number, client: None };
+                http(shared.clone(), stream, from, drop_this.clone()).await;
+            }
         }
     };
     tokio::select! {
@@ -78,11 +117,12 @@ async fn connection(shared: Arc<Shared>, tcp: TcpStream) {
 async fn http(
     shared: Arc<Shared>,
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    number: u64,
+    from: From,
     drop_this: Arc<Notify>,
 ) {
-    let service =
-        service_fn(move |request| respond(shared.clone(), request, number, drop_this.clone()));
+    let service = service_fn(move |request| {
+        respond(shared.clone(), request, from.clone(), drop_this.clone())
+    });
     let server = auto::Builder::new(TokioExecutor::new());
     // Ends with an error whenever a client goes away; nothing to tell.
     drop(server.serve_connection(TokioIo::new(stream), service).await);

@@ -198,7 +198,7 @@ impl World {
         self.touched.clear();
         self.desired.clear();
         let observed = self.node.observed();
-        assert_eq!(self.compiler.observe(observed).owners, []);
+        assert!(self.compiler.observe(observed).owners.is_empty());
     }
 
     pub(super) fn restart_with_everything(&mut self) {

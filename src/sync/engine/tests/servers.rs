@@ -275,10 +275,8 @@ impl Host {
     /// Rows of `ipvs-draining`.
     fn guarded(&self) -> Vec<IpAddr> {
         let rows = self.kernel.tables.rows(Family::V4, SetName::IpvsDraining);
-        let address = |key: &Key| match key {
-            Key::Address(address) => Some(*address),
-            _ => None,
-        };
+        let address =
+            |key: &Key| if let Key::Address(address) = key { Some(*address) } else { None };
         rows.filter_map(|(key, _)| address(key)).collect()
     }
 }

@@ -130,11 +130,14 @@ impl Addresses {
                 return Ok(&self.current);
             }
             if !again {
-                self.events
-                    .wait()
-                    .map_err(|failure| failure.into_error("waiting for addresses"))?;
+                self.wait()?;
             }
         }
+    }
+
+    /// Waits until [`Addresses::refresh`] may have something to do.
+    pub fn wait(&mut self) -> Result<(), KernelError> {
+        self.events.wait().map_err(|failure| failure.into_error("waiting for addresses"))
     }
 
     fn read(&mut self) -> Result<BTreeSet<IpAddr>, KernelError> {

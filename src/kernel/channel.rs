@@ -103,6 +103,8 @@ pub(super) struct Channel {
     port: u32,
     /// The size of the send buffer, 0 if nobody has asked for it yet.
     room: usize,
+    /// A wait was told that notifications were lost, which is told only once.
+    lost: bool,
 }
 
 impl Channel {
@@ -127,6 +129,7 @@ impl Channel {
             next_seq: 1,
             port,
             room: 0,
+            lost: false,
         })
     }
 
@@ -218,7 +221,7 @@ impl Channel {
         &mut self,
         counts: impl Fn(u16, &[u8]) -> bool,
     ) -> Result<bool, Failure> {
-        let mut any = false;
+        let mut any = std::mem::take(&mut self.lost);
         loop {
             match self.receive() {
                 Ok(None) => return Ok(any),
@@ -241,7 +244,11 @@ impl Channel {
         self.buffer.clear();
         match self.socket.recv(&mut self.buffer, MSG_PEEK) {
             Ok(_) => Ok(()),
-            Err(error) if matches!(error.raw_os_error(), Some(ENOBUFS | EINTR)) => Ok(()),
+            Err(error) if error.raw_os_error() == Some(EINTR) => Ok(()),
+            Err(error) if error.raw_os_error() == Some(ENOBUFS) => {
+                self.lost = true;
+                Ok(())
+            }
             Err(error) => Err(Failure::Socket(error)),
         }
     }

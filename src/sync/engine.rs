@@ -87,6 +87,8 @@ pub struct Engine {
     cramped: Option<(ServiceId, u32)>,
     /// Batches were committed since the tables were read: what they hold is believed, not seen.
     believed: bool,
+    /// The tables did not hold what they should and were read again; not everything has been compared with that yet.
+    stale: bool,
     /// Sets did not grow when they were to: before 6.5 a kernel takes the new size and forgets it. All tables are made
     /// anew then, with sets that are large enough, in one transaction.
     remaking: bool,
@@ -152,6 +154,7 @@ impl Engine {
             batch_rows: BATCH_ROWS,
             cramped: None,
             believed: false,
+            stale: false,
             remaking: false,
             adopting: false,
             facts_changed: true,
@@ -541,8 +544,9 @@ impl Engine {
         self.batch_rows = (self.batch_rows * 2).min(BATCH_ROWS);
         self.believed = true;
         self.remaking = false;
-        if self.urgent.is_empty() && self.unwritten.is_empty() && self.refused.is_empty() {
-            self.adopting = false;
+        if self.urgent.is_empty() && self.unwritten.is_empty() {
+            self.stale = false;
+            self.adopting &= !self.refused.is_empty();
         }
         outcome
     }
@@ -599,10 +603,12 @@ impl Engine {
             return Refusal::Full(full);
         }
         if self.believed
+            && !self.stale
             && let Some(stale) = rejections.iter().find(|it| matches!(it.errno, ENOENT | EEXIST))
         {
             let stale = stale.clone();
             self.lost();
+            self.stale = true;
             return Refusal::Stale(stale);
         }
         let staged = self.take_back();

@@ -64,6 +64,27 @@ fn lost_notifications_do_no_harm() {
     });
 }
 
+/// Ten thousand addresses of Services come at once in IPVS mode, and between them one of the node's own.
+#[test]
+fn notifications_that_were_lost_among_those_of_services_do_no_harm() {
+    isolated(|| {
+        ip("link add kube-ipvs0 type veth peer name v1");
+        ip("addr add 10.96.0.10/32 dev kube-ipvs0");
+        let mut watched = Addresses::new().unwrap();
+        assert!(watched.current().is_empty());
+        let (add, delete) = ("addr add 10.96.0.11/32", "addr del 10.96.0.11/32");
+        let flap = format!("{add} dev kube-ipvs0\n{delete} dev kube-ipvs0\n").repeat(100);
+        while dropped() == 0 {
+            run("ip", &["-batch", "-"], &flap);
+        }
+        ip("addr add 192.0.2.2/32 dev lo");
+        watched.wait().unwrap();
+        assert!(watched.refresh().unwrap());
+        assert_eq!(*watched.current(), addresses(&["192.0.2.2"]));
+        assert!(!watched.refresh().unwrap());
+    });
+}
+
 /// Notifications that sockets in this namespace had no room for.
 fn dropped() -> u64 {
     // The namespace of the thread, not of the process.

@@ -107,6 +107,40 @@ fn tables_that_nobody_owns_are_exchanged_in_one_transaction() {
     poll(LONG, repaired).unwrap();
 }
 
+/// What an older or newer version might have: a set of the same name with other keys, a chain without its rules, sets,
+/// chains and objects of its own that take part in forwarding.
+const OTHER_VERSION: &str = "
+flush chain FAMILY kube-ferry local-cluster-ips-check
+delete set FAMILY kube-ferry nodeport-ips
+add set FAMILY kube-ferry nodeport-ips { type inet_service; flags interval; elements = { 5-9 }; }
+add counter FAMILY kube-ferry theirs
+add map FAMILY kube-ferry their-services { type inet_service : verdict; }
+add chain FAMILY kube-ferry their-service
+add rule FAMILY kube-ferry their-service counter name theirs
+add chain FAMILY kube-ferry their-hook { type nat hook prerouting priority -105; policy accept; }
+add rule FAMILY kube-ferry their-hook tcp dport vmap @their-services
+add element FAMILY kube-ferry their-services { 80 : jump their-service }
+";
+
+#[test]
+fn a_table_of_another_version_is_exchanged_in_one_transaction() {
+    let node = Node::new();
+    let mut proxy = node.proxy("proxy", &[]);
+    let wanted = dump(node.host());
+    let traffic = Traffic::start(&node.world, steady());
+    proxy.stop(Signal::TERM);
+    for family in ["ip", "ip6"] {
+        assert!(succeeds(&node, &OTHER_VERSION.replace("FAMILY", family)));
+    }
+    assert_ne!(dump(node.host()), wanted);
+    traffic.go_on(20);
+    proxy.run().unwrap();
+    traffic.go_on(20);
+    assert_eq!(proxy.metric("kubeferry_batches_total"), Some(1.0), "{}", proxy.log());
+    assert_eq!(dump(node.host()), wanted);
+    traffic.end();
+}
+
 /// Somebody who is no proxy, since a second proxy waits for its turn.
 #[test]
 fn a_table_that_another_program_owns_is_told_and_tried_again() {

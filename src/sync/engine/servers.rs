@@ -211,12 +211,13 @@ impl Servers {
                 self.compiler.done(op);
                 continue;
             };
-            let failure = match op {
-                Op::AddServer(key, _) if errno == EAFNOSUPPORT && key.address.is_ipv6() => {
-                    self.do_without_ipv6();
-                    Failure::Again
-                }
-                _ => self.compiler.failed(op, errno, &is_local),
+            let without_ipv6 = errno == EAFNOSUPPORT
+                && matches!(op, Op::AddServer(key, _) if key.address.is_ipv6());
+            let failure = if without_ipv6 {
+                self.do_without_ipv6();
+                Failure::Again
+            } else {
+                self.compiler.failed(op, errno, &is_local)
             };
             let look = failure == Failure::Look && self.looks < MOST_LOOKS;
             if look {

@@ -35,6 +35,27 @@ fn a_new_service_that_ipvs_refuses_has_no_rows_that_lead_nowhere() {
     assert_eq!(host.servers().0, BTreeSet::new());
 }
 
+/// Everything is compared in several passes here, of which most have nothing to write.
+#[test]
+fn a_row_that_is_always_refused_is_looked_at_again_once() {
+    let mut host = Host::started_with(balanced(settings(0)));
+    let service = |n: u16| {
+        let [high, low] = n.to_be_bytes();
+        service(&format!("ns/a{n}"), &format!("10.96.{high}.{low}"))
+    };
+    for n in 0..1_100 {
+        host.engine.apply(Change::ServiceApplied(service(n)));
+    }
+    host.settle();
+    let last = service(1_099);
+    let id = host.engine.cluster().id(&last.name).unwrap();
+    host.kernel.refuse_owner(Owner(id.0), EEXIST);
+    let moved = Service { v4: super::service("ns/a", "10.97.0.1").v4, ..last };
+    host.engine.apply(Change::ServiceApplied(moved));
+    host.settle();
+    assert_eq!(host.engine.refused_count(), 1);
+}
+
 #[test]
 fn a_scheduler_that_the_kernel_lacks_is_told_once_and_another_serves() {
     let mut host = Host::started_with(balanced(settings(0)));

@@ -5,8 +5,9 @@
 SHELL := /bin/bash
 export PATH := $(PATH):/usr/sbin:/sbin:$(HOME)/.cargo/bin
 
-# program:package. prometheus scrapes the proxy in a test, and brings promtool, which checks the alert rules.
-NEEDED := cc:gcc ip:iproute2 iptables-nft-restore:iptables ipset:ipset nft:nftables conntrack:conntrack prometheus:prometheus $(NEEDED_BY_DEPLOY)
+# program:package. prometheus scrapes the proxy in a test, and brings promtool, which checks the alert rules. Expanded where it is
+# used, because what deploy.mk adds is only known then.
+NEEDED = cc:gcc ip:iproute2 iptables-nft-restore:iptables ipset:ipset nft:nftables conntrack:conntrack prometheus:prometheus $(NEEDED_BY_DEPLOY)
 NEEDED_BY_DEMO := cc:gcc ip:iproute2 nft:nftables socat:socat
 NEEDED_BY_BENCH := cc:gcc ip:iproute2 nft:nftables unshare:util-linux
 

@@ -301,8 +301,22 @@ fn a_proxy_that_is_not_http_is_refused_and_a_bad_address_too() {
         |directory| write(directory, proxied),
         &["proxy-url", "socks5://p:1", "only HTTP proxies"],
     );
-    check_start(|_| Server::Address("192.0.2.1:6443".to_owned()), &["192.0.2.1:6443", "https://"]);
+    check_start(|_| Server::Address("192.0.2.1/x".to_owned()), &["192.0.2.1/x", "https://"]);
     check_start(|_| Server::Address("https://a b".to_owned()), &["https://a b"]);
+}
+
+/// As `kubectl config set-cluster --server=192.0.2.1:6443` writes it. What kube makes of it panics at the first request.
+#[test]
+fn a_server_without_a_scheme_is_what_kubectl_takes_it_for() {
+    let server = ApiServer::start_tls();
+    furnish(&server, 1);
+    let directory = tempfile::tempdir().unwrap();
+    let path = server.kubeconfig(directory.path(), None);
+    let text = fs::read_to_string(&path).unwrap();
+    assert!(text.contains("server: https://"), "{text}");
+    fs::write(&path, text.replace("server: https://", "server: ")).unwrap();
+    let mut rig = Rig::watch_with(&path);
+    rig.settle(&server);
 }
 
 #[test]

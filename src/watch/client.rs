@@ -177,7 +177,8 @@ impl ApiClient {
         mut request: Request<Vec<u8>>,
     ) -> Result<Response<Body>, ApiError> {
         let session = self.session().await;
-        let doing = format!("{} {}{}", request.method(), session.address, request.uri());
+        // Without the query, which is long and the same every time: what went wrong stands behind it.
+        let doing = format!("{} {}{}", request.method(), session.address, request.uri().path());
         let agent = HeaderValue::from_static(concat!("kube-ferry/", env!("CARGO_PKG_VERSION")));
         request.headers_mut().insert(USER_AGENT, agent);
         request.headers_mut().insert(ACCEPT, HeaderValue::from_static("application/json"));

@@ -373,7 +373,7 @@ fn failures_say_what_was_tried_and_what_to_do() {
     check_request(
         Server::Address(address.clone()),
         Trouble::Connect,
-        &[&address, "refused", "--master"],
+        &[&format!("GET {address}/api/v1/nodes: "), "refused", "--master"],
     );
 
     let server = ApiServer::start_tls();

@@ -396,6 +396,30 @@ fn failures_say_what_was_tried_and_what_to_do() {
     );
 }
 
+/// One request connects, the others wait for it: the cause is told to all of them.
+#[test]
+fn everybody_who_waited_for_a_connection_is_told_why_there_is_none() {
+    let down = ApiServer::start_tls();
+    let directory = tempfile::tempdir().unwrap();
+    let path = down.kubeconfig(directory.path(), None);
+    down.go_down();
+    let untrusting = ApiServer::start_tls();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    for (server, trouble, word) in [
+        (Server::Kubeconfig { path, master: None }, Trouble::Connect, "refused"),
+        (Server::Address(untrusting.url()), Trouble::Tls, "certificate"),
+    ] {
+        let errors = runtime.block_on(async {
+            let client = ApiClient::new(server, Patience::Long.connection()).await.unwrap();
+            futures::future::join_all((0..5).map(|_| client.probe())).await
+        });
+        for error in errors.into_iter().map(Result::unwrap_err) {
+            assert!(error.trouble == trouble && error.what.contains(word), "{error:?}");
+            assert!(!error.what.contains("canceled"), "{error:?}");
+        }
+    }
+}
+
 #[track_caller]
 fn check_request(server: Server, trouble: Trouble, expected: &[&str]) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

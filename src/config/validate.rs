@@ -509,7 +509,19 @@ fn idle_settings(args: &Args, object: &KubeProxyConfiguration) -> Vec<&'static s
     let defaults = KubeProxyConfiguration::defaulted();
     let (client, usual) = (&object.client_connection, &defaults.client_connection);
     let typed = |flag: &str| args.config.is_none() && args.given.contains_key(flag);
+    // Of a file alone: flags are laid over the blocks of all modes.
+    let in_file = |differs: bool| args.config.is_some() && differs;
+    let mode = object.mode.as_str();
     let rows = [
+        (in_file(mode != "ipvs" && object.ipvs != defaults.ipvs), "the block ipvs in another mode"),
+        (
+            in_file(mode != "nftables" && object.nftables != defaults.nftables),
+            "the block nftables in another mode",
+        ),
+        (
+            in_file(mode == "nftables" && object.iptables != defaults.iptables),
+            "the block iptables in mode nftables (the block nftables is what counts)",
+        ),
         (typed("boot-id-file"), "--boot-id-file"),
         (typed("machine-id-file"), "--machine-id-file"),
         (

@@ -366,6 +366,32 @@ fn all_problems_are_told_at_once() {
     assert_eq!(error.lines().count(), 4, "{error}");
 }
 
+/// strictARP is often asked for by who has mode iptables; what every file spells out, defaults, is not worth a word.
+#[test]
+fn blocks_of_other_modes_that_ask_for_something_are_told() {
+    let told = |fields: &str| {
+        let file =
+            format!("{HEAD}, clusterCIDR: 10.0.0.0/8, nodePortAddresses: [primary], {fields}}}");
+        resolved(&["--config=f"], Some(&file)).notices
+    };
+    let info = |setting: &str| Notice::Info(format!("{setting} has no effect"));
+    let ipvs = info("the block ipvs in another mode");
+    let iptables = info("the block iptables in mode nftables (the block nftables is what counts)");
+    let nftables = info("the block nftables in another mode");
+    for (fields, expected) in [
+        ("mode: nftables, ipvs: {strictARP: true}", vec![ipvs]),
+        ("mode: nftables, iptables: {masqueradeAll: true}", vec![iptables]),
+        ("mode: ipvs, nftables: {syncPeriod: 1m}, iptables: {masqueradeAll: true}", vec![nftables]),
+        ("mode: ipvs, ipvs: {strictARP: true}", vec![]),
+        (
+            "mode: nftables, ipvs: {syncPeriod: 30s, minSyncPeriod: 0s}, iptables: {masqueradeBit: 14, syncPeriod: 0s}",
+            vec![],
+        ),
+    ] {
+        assert_eq!(told(fields), expected, "{fields}");
+    }
+}
+
 #[test]
 fn what_does_nothing_says_so() {
     let file = format!(

@@ -246,7 +246,10 @@ fn every_wrong_value_is_refused_with_its_message() {
             "must be a valid port, inclusive range is 1..65535",
         ),
         (vec!["--healthz-port=70000"], "healthzBindAddress: Invalid value: \"0.0.0.0:70000\""),
-        (vec!["--metrics-port=0"], "metricsBindAddress: Invalid value: \"\": must be IP:port"),
+        (
+            vec!["--metrics-port=0"],
+            "metricsBindAddress: Invalid value: \"\": the metrics server cannot be switched off",
+        ),
         (
             vec!["--iptables-masquerade-bit=32"],
             "iptables.masqueradeBit: Invalid value: 32: must be within the range [0, 31]",

@@ -32,12 +32,19 @@ const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 #[derive(Debug, Default)]
 pub(super) struct Problems {
     found: Vec<String>,
+    /// What a strict reader would have refused in the file. No problem by itself, but perhaps the reason of one: a
+    /// field that is missing may be there with a misspelt name.
+    pub(super) strict: Vec<String>,
     pub(super) notices: Vec<Notice>,
 }
 
 impl Problems {
     pub(super) fn finish(self, config: Config) -> Result<Config, ConfigError> {
-        if self.found.is_empty() { Ok(config) } else { Err(ConfigError::Invalid(self.found)) }
+        if self.found.is_empty() {
+            return Ok(config);
+        }
+        let besides = self.strict.into_iter().map(|why| format!("besides, {why}"));
+        Err(ConfigError::Invalid(self.found.into_iter().chain(besides).collect()))
     }
 
     /// In the form of Kubernetes' own validation messages.

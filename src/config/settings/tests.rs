@@ -73,6 +73,20 @@ fn kind_s_dual_stack_file_loads_unchanged() {
     check_notices(&config, &[]);
 }
 
+/// The field that is missing is there, by another name.
+#[test]
+fn a_misspelt_field_is_named_beside_what_it_leads_to() {
+    let text = format!(
+        "{HEAD}, detectLocalMode: BridgeInterface, detectLocal: {{bridgeinterface: cni0}}}}"
+    );
+    let error = resolve(&parse(&["--config=f"]), Some(&text), "host").unwrap_err().to_string();
+    assert!(error.contains("detectLocal.bridgeInterface: Invalid value"), "{error}");
+    assert!(
+        error.contains("besides, unknown field \"detectLocal.bridgeinterface\" is left out (is \"bridgeInterface\" meant?)"),
+        "{error}"
+    );
+}
+
 /// kind and others write one list of gates into the configuration of every component.
 #[test]
 fn gates_that_all_components_share_do_no_harm() {

@@ -14,6 +14,7 @@ pub mod feature_gates;
 pub mod file;
 mod overlay;
 pub mod settings;
+mod spelling;
 mod validate;
 
 pub use args::{Args, CleanupOf, DryRun, VersionFormat};

@@ -34,6 +34,10 @@ fn errors_exit_with_1_and_say_what_is_wrong() {
         ),
         (vec!["--proxy-mode=ipvs", "--ipvs-scheduler=A"], "ipvs.scheduler: Invalid value: \"A\""),
         (vec!["--oom-score-adj=5000"], "oomScoreAdj: Invalid value: 5000"),
+        (vec!["--metrics-port=0"], "the metrics server cannot be switched off (--metrics-port=0)"),
+        (vec!["--metrics-port=99999"], "\"127.0.0.1:99999\": must be a valid port"),
+        (vec!["--healthz-bind-address=[::1]:0"], "\"[::1]:0\": must be a valid port"),
+        (vec!["--healthz-bind-address=localhost:1"], "names are not looked up"),
         (
             vec!["--write-config-to=/does/not/exist"],
             "cannot write the configuration to /does/not/exist",

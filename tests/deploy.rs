@@ -12,6 +12,7 @@ mod kustomize;
 mod manifests;
 pub(crate) mod metric_names;
 mod metrics_page;
+mod migration_page;
 mod privileges;
 mod tool;
 

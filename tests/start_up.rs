@@ -19,6 +19,23 @@ fn an_unreadable_kubeconfig() {
     }
 }
 
+/// It would be tried for ever, and each time in vain.
+#[test]
+fn a_server_that_is_no_address() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("kubeconfig");
+    let flag = format!("--kubeconfig={}", path.display());
+    for server in ["ftp://192.0.2.1", "192.0.2.1/api", "2001:db8::1"] {
+        let text = format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: c\nclusters: [{{name: c, cluster: {{server: '{server}'}}}}]\n\
+             users: [{{name: u, user: {{}}}}]\ncontexts: [{{name: c, context: {{cluster: c, user: u}}}}]\n"
+        );
+        std::fs::write(&path, text).unwrap();
+        check(&[], &[&flag], &[&path.display().to_string(), server, "https://192.0.2.1:6443"]);
+    }
+    check(&[], &["--master=ftp://192.0.2.1"], &["--master", "neither https nor http"]);
+}
+
 #[test]
 fn no_api_server_and_no_manifests() {
     check(&[], &[], &["--kubeconfig"]);

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use super::settings::Notice;
+use super::spelling::nearest;
 
 /// One gate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,7 +82,7 @@ impl FeatureGates {
                 continue;
             }
             match GATES.iter().find(|gate| gate.name == name) {
-                None => match misspelt(name) {
+                None => match nearest(name, GATES.iter().map(|gate| gate.name)) {
                     Some(known) => problems
                         .push(format!("unrecognized feature gate: {name} (is {known} meant?)")),
                     None => notices.push(Notice::Warn(format!(
@@ -141,28 +142,6 @@ impl FeatureGates {
     }
 }
 
-/// The gate that was probably meant: written in another case, or with up to two mistakes.
-fn misspelt(name: &str) -> Option<&'static str> {
-    let name = name.to_lowercase();
-    let near = |gate: &&Gate| distance(&name, &gate.name.to_lowercase()) <= 2;
-    GATES.iter().find(near).map(|gate| gate.name)
-}
-
-/// How many characters have to be put in, taken out or replaced to make one word of the other.
-fn distance(from: &str, to: &str) -> usize {
-    let mut row: Vec<usize> = (0..=to.chars().count()).collect();
-    for (index, a) in from.chars().enumerate() {
-        let mut diagonal = std::mem::replace(row.first_mut().unwrap_or(&mut 0), index + 1);
-        let mut left = index + 1;
-        for (above, b) in row.iter_mut().skip(1).zip(to.chars()) {
-            let best = (diagonal + usize::from(a != b)).min(left + 1).min(*above + 1);
-            diagonal = std::mem::replace(above, best);
-            left = best;
-        }
-    }
-    row.last().copied().unwrap_or_default()
-}
-
 /// Reads `A=true,B=false`, the spelling of `--feature-gates`.
 pub(super) fn parse_list(text: &str) -> Result<Vec<(String, bool)>, String> {
     let pairs = text.split(',').map(str::trim).filter(|pair| !pair.is_empty());
@@ -215,15 +194,6 @@ mod tests {
         );
         check("allowserviceexternalips=false", Err("is AllowServiceExternalIPs meant?"));
         check("NFTableProxyMode=true", Err("is NFTablesProxyMode meant?"));
-    }
-
-    #[test]
-    fn distances_are_the_textbook_s() {
-        for (from, to, expected) in
-            [("", "", 0), ("", "abc", 3), ("abc", "", 3), ("kitten", "sitting", 3), ("ab", "ba", 2)]
-        {
-            assert_eq!(distance(from, to), expected, "{from} {to}");
-        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::duration::{GoDuration, string_or_nanoseconds};
+use super::spelling::nearest;
 
 pub const API_VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
 pub const KIND: &str = "KubeProxyConfiguration";
@@ -195,6 +196,8 @@ impl KubeFerry {
 /// Why a file is of no use.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum FileError {
+    #[error("it is empty; expected {KIND} of {API_VERSION}")]
+    Empty,
     #[error("it is neither YAML nor JSON: {0}")]
     Syntax(String),
     #[error("its kind is {kind:?} of {api_version:?}; expected {KIND} of {API_VERSION}")]
@@ -223,6 +226,9 @@ pub fn read(text: &str) -> Result<(KubeProxyConfiguration, Vec<String>), FileErr
         notices.push(format!("only the first of {} documents counts", more + 1));
     }
     remove_nulls(&mut value);
+    if value.is_null() {
+        return Err(FileError::Empty);
+    }
     check_kind(&value)?;
     unknown_fields(&value, &shape(), "", &mut notices);
     match serde_json::from_value(value.clone()) {
@@ -263,7 +269,9 @@ fn wrong_fields(value: &Value, path: &mut Vec<String>, wrong: &mut Vec<String>) 
 /// All documents of the text that are not empty.
 fn parse(text: &str, duplicates: serde_saphyr::DuplicateKeyPolicy) -> Result<Vec<Value>, String> {
     let options = serde_saphyr::options! { duplicate_keys: duplicates };
-    serde_saphyr::from_str_multiple_with_options(text, options).map_err(|error| error.to_string())
+    serde_saphyr::from_str_multiple_with_options(text, options)
+        // The other wording gives advice to who programs with the library.
+        .map_err(|error| error.render_with_formatter(&serde_saphyr::UserMessageFormatter))
 }
 
 /// In Kubernetes' decoders null means "not set".
@@ -311,7 +319,7 @@ fn unknown_fields(value: &Value, shape: &Value, path: &str, notices: &mut Vec<St
                 let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
                 match known.get(name) {
                     Some(shape) => unknown_fields(field, shape, &path, notices),
-                    None => notices.push(format!("unknown field {path:?} is left out")),
+                    None => notices.push(unknown_field(&path, nearest(name, known.keys()))),
                 }
             }
         }
@@ -322,6 +330,11 @@ fn unknown_fields(value: &Value, shape: &Value, path: &str, notices: &mut Vec<St
         }
         _ => {}
     }
+}
+
+fn unknown_field(path: &str, meant: Option<&String>) -> String {
+    let hint = meant.map(|name| format!(" (is {name:?} meant?)")).unwrap_or_default();
+    format!("unknown field {path:?} is left out{hint}")
 }
 
 impl KubeProxyConfiguration {
@@ -454,7 +467,12 @@ mod tests {
     #[test]
     fn strictness_becomes_notices() {
         check("mode: nftables\n", &[]);
-        check("modus: nftables\n", &["unknown field \"modus\" is left out"]);
+        check("modus: nftables\n", &["unknown field \"modus\" is left out (is \"mode\" meant?)"]);
+        check("clusterCidr: 10.0.0.0/8\n", &["(is \"clusterCIDR\" meant?)"]);
+        check(
+            "conntrack: {maxpercore: 0}\n",
+            &["\"conntrack.maxpercore\" is left out (is \"maxPerCore\" meant?)"],
+        );
         check(
             "conntrack: {maxPerCore: 1, most: 2}\n",
             &["unknown field \"conntrack.most\" is left out"],
@@ -465,6 +483,22 @@ mod tests {
         );
         check("featureGates: {Anything: true}\n", &[]);
         check("mode: iptables\nmode: nftables\n", &["a field is set twice, the last one counts"]);
+    }
+
+    #[test]
+    fn what_is_said_of_a_file_is_for_who_wrote_it() {
+        let (_, notices) = read(&format!("{HEAD}mode: iptables\nmode: nftables\n")).unwrap();
+        let said = notices.join("\n");
+        assert!(said.contains("line 4") && said.contains("mode"), "{said}");
+        assert!(!said.contains("Policy"), "{said}");
+    }
+
+    /// What Windows' editors leave behind.
+    #[test]
+    fn a_byte_order_mark_and_line_ends_of_two_bytes_do_no_harm() {
+        let text = format!("\u{feff}{HEAD}mode: nftables\n").replace('\n', "\r\n");
+        let (object, notices) = read(&text).unwrap();
+        assert_eq!((object.mode.as_str(), notices), ("nftables", vec![]));
     }
 
     /// Templates end documents with a separator, and what is written for kubeadm holds several.
@@ -491,7 +525,10 @@ mod tests {
 
     #[test]
     fn useless_files_are_errors() {
-        refuse("", "its kind is \"\"");
+        for empty in ["", "---\n", "# nothing yet\n"] {
+            refuse(empty, "it is empty; expected KubeProxyConfiguration");
+        }
+        refuse("mode: nftables\n", "its kind is \"\"");
         refuse("kind: ConfigMap\napiVersion: v1\n", "its kind is \"ConfigMap\" of \"v1\"");
         refuse("kind: [\n", "neither YAML nor JSON");
         refuse(&format!("{HEAD}conntrack: 5\n"), "wrong types: conntrack: invalid type");

@@ -198,20 +198,20 @@ impl NodePortSelector {
 /// Resolves flags and file into settings; pure.
 pub fn resolve(args: &Args, text: Option<&str>, hostname: &str) -> Result<Config, ConfigError> {
     let mut notices = Vec::new();
+    let mut problems = Problems::default();
     let mut object = match (&args.config, text) {
         (Some(path), Some(text)) => {
             let (mut object, strict) = file::read(text)
                 .map_err(|source| ConfigError::File { path: path.clone(), source })?;
-            notices.extend(
-                strict.into_iter().map(|why| Notice::Warn(format!("{}: {why}", path.display()))),
-            );
+            let told = |why: &String| Notice::Warn(format!("{}: {why}", path.display()));
+            notices.extend(strict.iter().map(told));
+            problems.strict = strict;
             notices.extend(overlay::file(args, &mut object));
             object
         }
         _ => overlay::flags(args),
     };
     set_platform_defaults(&mut object);
-    let mut problems = Problems::default();
     problems.flags(args);
     let mut config = build(args, object, hostname, notices, &mut problems);
     if let (Some(path), Some(text)) = (&args.config, text) {

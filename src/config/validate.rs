@@ -23,16 +23,28 @@ use crate::model::Scheduler;
 /// The minor version whose hidden metrics may be asked for: the one before the version whose behaviour we follow.
 const PREVIOUS_MINOR: &str = "1.35";
 
+const WRONG_PORT: &str = "must be a valid port, inclusive range is 1..65535";
+
+/// Stands for an address that is not usable, which is never seen.
+const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
 /// What is wrong so far; all of it is told at once.
 #[derive(Debug, Default)]
 pub(super) struct Problems {
     found: Vec<String>,
+    /// What a strict reader would have refused in the file. No problem by itself, but perhaps the reason of one: a
+    /// field that is missing may be there with a misspelt name.
+    pub(super) strict: Vec<String>,
     pub(super) notices: Vec<Notice>,
 }
 
 impl Problems {
     pub(super) fn finish(self, config: Config) -> Result<Config, ConfigError> {
-        if self.found.is_empty() { Ok(config) } else { Err(ConfigError::Invalid(self.found)) }
+        if self.found.is_empty() {
+            return Ok(config);
+        }
+        let besides = self.strict.into_iter().map(|why| format!("besides, {why}"));
+        Err(ConfigError::Invalid(self.found.into_iter().chain(besides).collect()))
     }
 
     /// In the form of Kubernetes' own validation messages.
@@ -252,29 +264,25 @@ impl Problems {
     }
 
     pub(super) fn metrics(&mut self, object: &KubeProxyConfiguration) -> SocketAddr {
-        self.address("metricsBindAddress", &object.metrics_bind_address)
+        let address = object.metrics_bind_address.as_str();
+        if address.is_empty() {
+            // Of a port 0 alone: an empty address means the default one.
+            let why = "the metrics server cannot be switched off (--metrics-port=0); it may listen on loopback";
+            self.invalid("metricsBindAddress", "\"\"", why);
+            return NOWHERE;
+        }
+        self.address("metricsBindAddress", address)
     }
 
     fn address(&mut self, field: &str, text: &str) -> SocketAddr {
-        match text.parse::<SocketAddr>() {
-            Ok(address) if address.port() != 0 => address,
-            Ok(address) => {
-                self.invalid(
-                    field,
-                    format!("{text:?}"),
-                    "must be a valid port, inclusive range is 1..65535",
-                );
-                address
-            }
-            Err(_) => {
-                self.invalid(
-                    field,
-                    format!("{text:?}"),
-                    "must be IP:port (names are not looked up)",
-                );
-                (Ipv4Addr::LOCALHOST, 0).into()
-            }
-        }
+        let why = match text.parse::<SocketAddr>() {
+            Ok(address) if address.port() != 0 => return address,
+            Ok(_) => WRONG_PORT,
+            Err(_) if ip_of(text).is_some() => WRONG_PORT,
+            Err(_) => "must be IP:port (names are not looked up)",
+        };
+        self.invalid(field, format!("{text:?}"), why);
+        NOWHERE
     }
 
     pub(super) fn detect_local(&mut self, object: &KubeProxyConfiguration) -> DetectLocal {
@@ -504,12 +512,30 @@ impl Problems {
     }
 }
 
+/// The IP of what looks like IP:port.
+fn ip_of(text: &str) -> Option<IpAddr> {
+    let (ip, _) = text.rsplit_once(':')?;
+    ip.trim_start_matches('[').trim_end_matches(']').parse().ok()
+}
+
 /// Settings, not at their defaults, that concern Windows, client internals, or nothing at all.
 fn idle_settings(args: &Args, object: &KubeProxyConfiguration) -> Vec<&'static str> {
     let defaults = KubeProxyConfiguration::defaulted();
     let (client, usual) = (&object.client_connection, &defaults.client_connection);
     let typed = |flag: &str| args.config.is_none() && args.given.contains_key(flag);
+    // Of a file alone: flags are laid over the blocks of all modes.
+    let in_file = |differs: bool| args.config.is_some() && differs;
+    let mode = object.mode.as_str();
     let rows = [
+        (in_file(mode != "ipvs" && object.ipvs != defaults.ipvs), "the block ipvs in another mode"),
+        (
+            in_file(mode != "nftables" && object.nftables != defaults.nftables),
+            "the block nftables in another mode",
+        ),
+        (
+            in_file(mode == "nftables" && object.iptables != defaults.iptables),
+            "the block iptables in mode nftables (the block nftables is what counts)",
+        ),
         (typed("boot-id-file"), "--boot-id-file"),
         (typed("machine-id-file"), "--machine-id-file"),
         (

@@ -165,7 +165,10 @@ impl Cleanup {
 
     fn finish(self) -> anyhow::Result<()> {
         if self.failed > 0 {
-            anyhow::bail!("not everything could be removed ({} errors); run it again", self.failed);
+            anyhow::bail!(
+                "not everything could be removed ({} errors, see above); run it again when their cause is gone",
+                self.failed
+            );
         }
         if self.kept > 0 {
             anyhow::bail!("what others use was kept ({} references)", self.kept);

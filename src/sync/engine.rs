@@ -135,7 +135,7 @@ impl Engine {
         let forwarder = Forwarder::new(crate::forward::Settings { node_ip: settings.node_ip });
         Engine {
             program: settings.program(cluster.node()),
-            doubt: settings.doubt(cluster.node()),
+            doubt: settings.doubt(cluster.node(), cluster.host_addresses()),
             servers: settings
                 .ipvs
                 .as_ref()
@@ -205,7 +205,7 @@ impl Engine {
 
     /// The own Node's pod CIDRs or addresses may call for other rules; those are written by comparing everything.
     fn set_program(&mut self) {
-        self.doubt = self.settings.doubt(self.cluster.node());
+        self.doubt = self.settings.doubt(self.cluster.node(), self.cluster.host_addresses());
         let program = self.settings.program(self.cluster.node());
         if self.program != program {
             self.program = program;
@@ -218,7 +218,7 @@ impl Engine {
         self.cluster.is_complete()
     }
 
-    /// What keeps local Pods, or endpoints on this node, from being told from others; known once everything is listed.
+    /// What keeps the settings from having their effect, see [`Settings::doubt`]; known once everything is listed.
     pub fn doubt(&self) -> Option<&'static str> {
         self.doubt.filter(|_| self.is_ready())
     }

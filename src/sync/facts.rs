@@ -113,15 +113,19 @@ impl Settings {
         }
     }
 
-    /// Why the proxy cannot do what the settings ask for, as far as the own Node tells: kube-proxy waits for some of this
-    /// and ends for the rest. `None`: nothing is in the way.
-    pub fn doubt(&self, node: Option<&Node>) -> Option<&'static str> {
+    /// Why the proxy cannot do what the settings ask for, as far as the own Node and the host's addresses tell: kube-proxy
+    /// waits for some of this, ends for some, and is silent about the rest. `None`: nothing is in the way.
+    pub fn doubt(&self, node: Option<&Node>, host: &BTreeSet<IpAddr>) -> Option<&'static str> {
         let Some(node) = node else {
             return Some(
                 "there is no Node object of this name: /healthz stays 503, and if the name is wrong, no endpoint counts as \
                  local (see --hostname-override)",
             );
         };
+        self.doubt_of_local_pods(node).or_else(|| self.doubt_of_node_ports(node, host))
+    }
+
+    fn doubt_of_local_pods(&self, node: &Node) -> Option<&'static str> {
         let program = self.program(Some(node));
         if self.families.iter().any(|it| program.family(*it).detector.is_some()) {
             return None;
@@ -139,6 +143,19 @@ impl Settings {
             ),
             DetectLocal::Bridge(_) | DetectLocal::InterfacePrefix(_) => None,
         }
+    }
+
+    /// One family may well have none: lists for dual-stack clusters are used on hosts with one family, too.
+    fn doubt_of_node_ports(&self, node: &Node, host: &BTreeSet<IpAddr>) -> Option<&'static str> {
+        let node_ips = self.node_ips(Some(node));
+        let is_limited = |it: &&Family| self.node_ports.ranges(**it, &node_ips).is_some();
+        let mut limited = self.families.iter().filter(is_limited).peekable();
+        let nowhere = limited.peek().is_some()
+            && limited.all(|it| self.node_port_ips(*it, Some(node), host).is_empty());
+        nowhere.then_some(
+            "no address of this host is among nodePortAddresses (loopback does not count; \"primary\" means the Node's own \
+             addresses, which bindAddress overrides): until one is, NodePorts answer nowhere",
+        )
     }
 
     /// Where health check node ports listen: on the same addresses as NodePorts (reference 10.2), but for loopback, which
@@ -218,7 +235,7 @@ mod tests {
                 let families = families.to_vec();
                 let settings =
                     Settings { detect_local, families, ..settings(NodePortSelector::All) };
-                let doubt = settings.doubt(node.as_ref()).unwrap_or_default();
+                let doubt = settings.doubt(node.as_ref(), &BTreeSet::new()).unwrap_or_default();
                 assert!(doubt.contains(part) && (part.is_empty() == doubt.is_empty()), "{doubt}");
             };
         let cluster = |cidr: &str| DetectLocal::ClusterCidr(node(cidr).pod_cidrs);
@@ -230,6 +247,32 @@ mod tests {
         check(DetectLocal::NodeCidr, &[Family::V4], Some(node("fd00::/64")), "has no podCIDRs");
         check(DetectLocal::NodeCidr, &Family::ALL, Some(node("fd00::/64")), "");
         check(DetectLocal::Bridge("br0".into()), &Family::ALL, Some(node("")), "");
+    }
+
+    #[test]
+    fn node_ports_that_answer_nowhere_are_a_doubt() {
+        let told = |node_ports: NodePortSelector, node: &str, host: &str| {
+            let node = Node { addresses: ips(node), ..Node::default() };
+            let host = ips(host).into_iter().collect();
+            let doubt = settings(node_ports).doubt(Some(&node), &host);
+            doubt.is_some_and(|it| it.contains("NodePorts answer nowhere"))
+        };
+        let within = |ranges: &str| {
+            let ranges = ranges.split_whitespace().map(|it| it.parse().unwrap());
+            NodePortSelector::Within(ranges.collect())
+        };
+        let host = "127.0.0.1 192.0.2.1 fe80::1";
+        assert!(told(within("10.0.0.0/8"), "192.0.2.1", host));
+        assert!(told(within("127.0.0.0/8"), "192.0.2.1", host), "loopback alone");
+        assert!(told(NodePortSelector::Primary, "198.51.100.1", host), "behind NAT");
+        assert!(
+            !told(within("192.0.2.0/24 2001:db8::/32"), "192.0.2.1", host),
+            "one family has one"
+        );
+        assert!(!told(within("10.0.0.0/8 192.0.2.0/24"), "192.0.2.1", host));
+        assert!(!told(NodePortSelector::Primary, "192.0.2.1", host));
+        assert!(!told(NodePortSelector::Primary, "", host), "all addresses, then");
+        assert!(!told(NodePortSelector::All, "192.0.2.1", ""));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use http::header::{ACCEPT, RETRY_AFTER, USER_AGENT};
 use http::{HeaderValue, Request, Response};
 use http_body_util::{BodyExt, Limited};
 use kube::client::Body;
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::config::{Cluster, KubeConfigOptions, Kubeconfig};
 use serde::Deserialize;
 use tokio::time::Instant;
 
@@ -79,16 +79,10 @@ pub enum ClientError {
         #[source]
         source: kube::config::KubeconfigError,
     },
-    #[error("--master {address}: {source} (an address like https://192.0.2.1:6443 is needed)")]
-    Master {
-        address: String,
-        #[source]
-        source: http::uri::InvalidUri,
-    },
     #[error(
-        "--master {address}: the scheme is missing (an address like https://192.0.2.1:6443 is needed)"
+        "{named_by}: {address:?} is not the address of an API server: {why} (an address like https://192.0.2.1:6443 is needed)"
     )]
-    NoScheme { address: String },
+    Address { named_by: String, address: String, why: String },
     #[error(
         "in-cluster configuration: {0} (outside of a Pod give --kubeconfig FILE, or --manifests DIR to work without an \
          API server)"
@@ -183,7 +177,8 @@ impl ApiClient {
         mut request: Request<Vec<u8>>,
     ) -> Result<Response<Body>, ApiError> {
         let session = self.session().await;
-        let doing = format!("{} {}{}", request.method(), session.address, request.uri());
+        // Without the query, which is long and the same every time: what went wrong stands behind it.
+        let doing = format!("{} {}{}", request.method(), session.address, request.uri().path());
         let agent = HeaderValue::from_static(concat!("kube-ferry/", env!("CARGO_PKG_VERSION")));
         request.headers_mut().insert(USER_AGENT, agent);
         request.headers_mut().insert(ACCEPT, HeaderValue::from_static("application/json"));
@@ -267,7 +262,9 @@ impl Session {
     async fn begin(server: &Server, pace: ConnectionPace) -> Result<Session, ClientError> {
         let Found { config, files, proxy_url } = match server {
             Server::Kubeconfig { path, master } => from_kubeconfig(path, master.as_deref()).await?,
-            Server::Address(address) => Found::plain(kube::Config::new(parse(address)?)),
+            Server::Address(address) => {
+                Found::plain(kube::Config::new(master_url(address, Tls::Unknown)?))
+            }
             Server::InCluster => in_cluster()?,
         };
         let variable = |name: &str| std::env::var(name).ok();
@@ -303,13 +300,21 @@ impl Found {
 async fn from_kubeconfig(path: &Path, master: Option<&str>) -> Result<Found, ClientError> {
     let failed = |source| ClientError::Kubeconfig { path: path.to_owned(), source };
     let mut kubeconfig = Kubeconfig::read_from(path).map_err(failed)?;
-    // Taken out, because kube would mix it with variables of the environment.
-    let proxy_url = take_proxy_url(&mut kubeconfig);
+    let tls = tls(&kubeconfig);
+    let mut proxy_url = None;
+    if let Some(cluster) = current_cluster(&mut kubeconfig) {
+        // Taken out, because kube would mix it with variables of the environment.
+        proxy_url = cluster.proxy_url.take();
+        if let Some(server) = &mut cluster.server {
+            let named_by = || format!("kubeconfig {}: server", path.display());
+            *server = server_url(server, tls, named_by)?.to_string();
+        }
+    }
     let options = KubeConfigOptions::default();
     let mut config =
         kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(failed)?;
     if let Some(master) = master {
-        config.cluster_url = parse(master)?;
+        config.cluster_url = master_url(master, tls)?;
     }
     let auth = &config.auth_info;
     let referred = [&auth.token_file, &auth.client_certificate, &auth.client_key];
@@ -318,13 +323,26 @@ async fn from_kubeconfig(path: &Path, master: Option<&str>) -> Result<Found, Cli
     Ok(Found { config, files, proxy_url })
 }
 
-/// `proxy-url` of the cluster that the current context names.
-fn take_proxy_url(kubeconfig: &mut Kubeconfig) -> Option<String> {
+/// The cluster that the current context names.
+fn current_cluster(kubeconfig: &mut Kubeconfig) -> Option<&mut Cluster> {
     let current = kubeconfig.current_context.as_ref();
     let context = kubeconfig.contexts.iter().find(|it| Some(&it.name) == current)?;
-    let name = context.context.as_ref()?.cluster.clone();
-    let cluster = kubeconfig.clusters.iter_mut().find(|it| it.name == name)?;
-    cluster.cluster.as_mut()?.proxy_url.take()
+    let name = &context.context.as_ref()?.cluster;
+    kubeconfig.clusters.iter_mut().find(|it| it.name == *name)?.cluster.as_mut()
+}
+
+/// Whether a kubeconfig holds anything that makes sense with TLS alone.
+fn tls(kubeconfig: &Kubeconfig) -> Tls {
+    let mut clusters = kubeconfig.clusters.iter().filter_map(|it| it.cluster.as_ref());
+    let authority = clusters.any(|it| {
+        it.certificate_authority.is_some()
+            || it.certificate_authority_data.is_some()
+            || it.insecure_skip_tls_verify == Some(true)
+    });
+    let mut users = kubeconfig.auth_infos.iter().filter_map(|it| it.auth_info.as_ref());
+    let certificate =
+        users.any(|it| it.client_certificate.is_some() || it.client_certificate_data.is_some());
+    if authority || certificate { Tls::Configured } else { Tls::Unknown }
 }
 
 fn in_cluster() -> Result<Found, ClientError> {
@@ -333,14 +351,40 @@ fn in_cluster() -> Result<Found, ClientError> {
     Ok(Found { files, ..Found::plain(config) })
 }
 
-fn parse(address: &str) -> Result<http::Uri, ClientError> {
-    let uri: http::Uri = address
-        .parse()
-        .map_err(|source| ClientError::Master { address: address.to_owned(), source })?;
-    if uri.scheme().is_none() {
-        return Err(ClientError::NoScheme { address: address.to_owned() });
-    }
-    Ok(uri)
+/// What is known of TLS besides the address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tls {
+    /// There are certificates, or it is said not to look at them.
+    Configured,
+    Unknown,
+}
+
+fn master_url(address: &str, tls: Tls) -> Result<http::Uri, ClientError> {
+    server_url(address, tls, || "--master".to_owned())
+}
+
+/// The URL of an API server. Without a scheme it is what Kubernetes' own clients take it for: https if TLS is configured,
+/// otherwise http.
+fn server_url(
+    address: &str,
+    tls: Tls,
+    named_by: impl Fn() -> String,
+) -> Result<http::Uri, ClientError> {
+    let wrong = |why: &str| ClientError::Address {
+        named_by: named_by(),
+        address: address.to_owned(),
+        why: why.to_owned(),
+    };
+    let url = match address.split_once("://") {
+        Some(("http" | "https", _)) => address.to_owned(),
+        Some((scheme, _)) => return Err(wrong(&format!("{scheme} is neither https nor http"))),
+        None if address.trim_end_matches('/').contains('/') => {
+            return Err(wrong("with a path it needs a scheme"));
+        }
+        None if tls == Tls::Configured => format!("https://{address}"),
+        None => format!("http://{address}"),
+    };
+    url.parse().map_err(|error: http::uri::InvalidUri| wrong(&error.to_string()))
 }
 
 /// A hash of everything that a session was made from. Certificate authorities are already in the configuration.
@@ -374,5 +418,60 @@ fn message(body: &[u8]) -> String {
     match serde_json::from_slice::<Status>(body) {
         Ok(status) => status.message,
         Err(_) => String::from_utf8_lossy(body).chars().take(200).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_without_a_scheme_are_what_kubernetes_clients_take_them_for() {
+        for (address, tls, expected) in [
+            ("https://192.0.2.1:6443", Tls::Unknown, "https://192.0.2.1:6443/"),
+            ("http://192.0.2.1:8080", Tls::Configured, "http://192.0.2.1:8080/"),
+            ("https://rancher/k8s/clusters/c-1", Tls::Unknown, "https://rancher/k8s/clusters/c-1"),
+            ("192.0.2.1:6443", Tls::Configured, "https://192.0.2.1:6443/"),
+            ("192.0.2.1", Tls::Configured, "https://192.0.2.1/"),
+            ("[2001:db8::1]:6443", Tls::Configured, "https://[2001:db8::1]:6443/"),
+            ("control-plane:8080/", Tls::Unknown, "http://control-plane:8080/"),
+        ] {
+            let url = server_url(address, tls, String::new).unwrap();
+            assert_eq!(url.to_string(), expected, "{address} {tls:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_address_is_told_with_who_named_it() {
+        for (address, why) in [
+            ("", "empty"),
+            ("https://", "empty"),
+            ("ftp://192.0.2.1", "ftp is neither https nor http"),
+            ("192.0.2.1/api", "with a path it needs a scheme"),
+            ("2001:db8::1", "invalid"),
+            ("https://a b", "invalid"),
+        ] {
+            let error = master_url(address, Tls::Configured).unwrap_err().to_string();
+            let begin = format!("--master: {address:?} is not the address of an API server: ");
+            assert!(error.starts_with(&begin) && error.contains(why), "{error}");
+        }
+    }
+
+    #[test]
+    fn certificates_in_a_kubeconfig_mean_tls() {
+        for (cluster, user, expected) in [
+            ("server: x", "token: x", Tls::Unknown),
+            ("insecure-skip-tls-verify: false", "token: x", Tls::Unknown),
+            ("insecure-skip-tls-verify: true", "token: x", Tls::Configured),
+            ("certificate-authority: x", "token: x", Tls::Configured),
+            ("certificate-authority-data: eA==", "token: x", Tls::Configured),
+            ("server: x", "client-certificate: x", Tls::Configured),
+        ] {
+            let yaml = format!(
+                "clusters: [{{name: c, cluster: {{{cluster}}}}}]\nusers: [{{name: u, user: {{{user}}}}}]\n"
+            );
+            let kubeconfig = Kubeconfig::from_yaml(&yaml).unwrap();
+            assert_eq!(tls(&kubeconfig), expected, "{yaml}");
+        }
     }
 }

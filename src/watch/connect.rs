@@ -1,9 +1,11 @@
 //! The way to the API server: one HTTP/2 connection for everything, HTTP/1.1 where the server knows nothing better.
 
+use std::error::Error as StdError;
+use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -37,7 +39,6 @@ pub(super) fn connect(
         .layer(config.base_uri_layer())
         .option_layer(config.auth_layer()?)
         .layer(config.extra_headers_layer()?)
-        .map_err(BoxError::from)
         .service(Transport::new(config, &Road::new(pace, proxy), pace)?);
     Ok(kube::Client::new(service, config.default_namespace.clone()))
 }
@@ -53,10 +54,16 @@ struct Transport {
     http2: Client<Http2Only, Body>,
     http1: Client<Timed<Plain>, Body>,
     no_http2: Arc<AtomicBool>,
+    last_failure: LastFailure,
 }
 
 impl Transport {
     fn new(config: &kube::Config, road: &Road, pace: ConnectionPace) -> Result<Self, kube::Error> {
+        let last_failure = LastFailure::default();
+        let connector = Http2Only {
+            inner: Timed { inner: https(config, road.clone(), Alpn::Http2)?, pace },
+            last_failure: last_failure.clone(),
+        };
         let http2 = Client::builder(TokioExecutor::new())
             .timer(TokioTimer::new())
             .pool_timer(TokioTimer::new())
@@ -66,20 +73,20 @@ impl Transport {
             .http2_keep_alive_while_idle(true)
             .http2_initial_stream_window_size(STREAM_WINDOW)
             .http2_initial_connection_window_size(CONNECTION_WINDOW)
-            .build(Http2Only(Timed { inner: https(config, road.clone(), Alpn::Http2)?, pace }));
+            .build(connector);
         let http1 = Client::builder(TokioExecutor::new())
             .timer(TokioTimer::new())
             .pool_timer(TokioTimer::new())
             .pool_max_idle_per_host(2)
             .build(Timed { inner: https(config, road.clone(), Alpn::Http1)?, pace });
         let plain = config.cluster_url.scheme_str() == Some("http");
-        Ok(Transport { http2, http1, no_http2: Arc::new(AtomicBool::new(plain)) })
+        Ok(Transport { http2, http1, no_http2: Arc::new(AtomicBool::new(plain)), last_failure })
     }
 }
 
 impl Service<Request<Body>> for Transport {
     type Response = Response<hyper::body::Incoming>;
-    type Error = ClientError;
+    type Error = BoxError;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
@@ -88,20 +95,23 @@ impl Service<Request<Body>> for Transport {
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         if self.no_http2.load(Ordering::Relaxed) {
-            return Box::pin(self.http1.request(request));
+            let answer = self.http1.request(request);
+            return Box::pin(async move { Ok(answer.await?) });
         }
         let again = self.http1.clone();
         let no_http2 = self.no_http2.clone();
+        let last_failure = self.last_failure.clone();
         let copy = copy(&request);
         let answer = self.http2.request(request);
         Box::pin(async move {
-            match (answer.await, copy) {
-                (Err(error), Some(copy)) if is_no_http2(&error) => {
+            let answer = answer.await.map_err(|error| last_failure.explain(error));
+            match (answer, copy) {
+                (Err(error), Some(copy)) if is_no_http2(&*error) => {
                     tracing::info!(
                         "the API server speaks no HTTP/2; every watch needs a connection of its own"
                     );
                     no_http2.store(true, Ordering::Relaxed);
-                    again.request(copy).await
+                    Ok(again.request(copy).await?)
                 }
                 (answer, _) => answer,
             }
@@ -117,7 +127,7 @@ fn copy(request: &Request<Body>) -> Option<Request<Body>> {
     Some(copy)
 }
 
-fn is_no_http2(error: &ClientError) -> bool {
+fn is_no_http2(error: &(dyn StdError + 'static)) -> bool {
     super::trouble::chain(error).any(|cause| cause.is::<NoHttp2>())
 }
 
@@ -241,9 +251,51 @@ fn timed_out(limit: Duration) -> BoxError {
     .into()
 }
 
+/// Why a connection could not be made. Those who waited for it share this.
+#[derive(Clone, Debug)]
+pub(super) struct Unconnected(Arc<dyn StdError + Send + Sync>);
+
+impl fmt::Display for Unconnected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl StdError for Unconnected {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        Some(&*self.0)
+    }
+}
+
+/// What became of the last attempt to connect.
+///
+/// The pool tells the cause to the one request for which it connects, perhaps one whose failure nobody reads, and to all
+/// others that they were canceled.
+#[derive(Clone, Debug, Default)]
+struct LastFailure(Arc<Mutex<Option<Unconnected>>>);
+
+impl LastFailure {
+    fn set(&self, failure: Option<Unconnected>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = failure;
+    }
+
+    /// The cause instead of the pool's word, where that is all there is.
+    fn explain(&self, error: ClientError) -> BoxError {
+        let has_cause = super::trouble::chain(&error).any(|cause| cause.is::<Unconnected>());
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match known {
+            Some(cause) if error.is_connect() && !has_cause => cause.into(),
+            _ => error.into(),
+        }
+    }
+}
+
 /// Refuses connections on which HTTP/2 was not negotiated.
 #[derive(Clone)]
-struct Http2Only(Timed<Plain>);
+struct Http2Only {
+    inner: Timed<Plain>,
+    last_failure: LastFailure,
+}
 
 #[derive(Debug, thiserror::Error)]
 #[error("the server did not choose HTTP/2 in the TLS handshake")]
@@ -255,14 +307,20 @@ impl Service<Uri> for Http2Only {
     type Future = Connecting;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.0.poll_ready(context)
+        self.inner.poll_ready(context)
     }
 
     fn call(&mut self, server: Uri) -> Self::Future {
-        let connecting = self.0.call(server);
+        let connecting = self.inner.call(server);
+        let last_failure = self.last_failure.clone();
         Box::pin(async move {
-            let stream = connecting.await?;
-            if stream.connected().is_negotiated_h2() { Ok(stream) } else { Err(NoHttp2.into()) }
+            let made = connecting.await.and_then(|stream| {
+                let is_http2 = stream.connected().is_negotiated_h2();
+                if is_http2 { Ok(stream) } else { Err(NoHttp2.into()) }
+            });
+            let made = made.map_err(|error| Unconnected(error.into()));
+            last_failure.set(made.as_ref().err().cloned());
+            Ok(made?)
         })
     }
 }

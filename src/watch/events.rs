@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use crate::model::{ObjectName, Resource, Skipped, Uid};
 
 use super::client::ApiClient;
+use super::trouble::Trouble;
 
 /// Kept as kube-proxy's: alerts and dashboards select Events of the node's proxy by this name, and what the Events mean
 /// is the same. Which program it is shows in the reporting instance.
@@ -147,10 +148,17 @@ impl Outbox {
     /// Logs notices and posts them to the API server until all recorders are gone.
     pub async fn post(mut self, client: Arc<ApiClient>) {
         let mut tokens = Tokens::new(Instant::now());
+        let mut refusal_told = false;
         while let Some(notice) = self.next().await {
             tokens.take().await;
             if let Err(error) = client.send(self.request(&notice)).await {
                 self.dropped.fetch_add(1, Ordering::Relaxed);
+                // A role that lacks this right alone would be noticed by nobody.
+                if error.trouble == Trouble::Forbidden
+                    && !std::mem::replace(&mut refusal_told, true)
+                {
+                    tracing::warn!(%error, "Events may not be posted; what they would tell is in this log alone");
+                }
                 tracing::debug!(%error, reason = notice.reason, "an Event could not be posted and is dropped");
             }
         }

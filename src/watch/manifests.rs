@@ -181,6 +181,8 @@ struct Notices {
 
 impl Notices {
     fn new(path: &Path) -> Result<Self, notify::Error> {
+        // Notices have absolute paths, whatever was asked for.
+        let path = &std::path::absolute(path).map_err(notify::Error::io)?;
         let notify = Arc::new(Notify::new());
         let notifier = notify.clone();
         let here = path.to_owned();
@@ -216,4 +218,22 @@ fn concerns(event: &notify::Event, directory: &Path) -> bool {
         |path: &PathBuf| path.starts_with(directory) || path.file_name() == directory.file_name();
     // Our own reading is an access; to look because of it would never end. Without paths: notices were lost.
     !event.kind.is_access() && (event.paths.is_empty() || event.paths.iter().any(is_here))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_relative_directory_has_notices_too() {
+        let directory = tempfile::tempdir().unwrap();
+        // From where we are up to the root, and from there to the directory.
+        let here = std::env::current_dir().unwrap();
+        let up: PathBuf = here.components().skip(1).map(|_| "..").collect();
+        let relative = up.join(directory.path().strip_prefix("/").unwrap());
+        assert!(relative.is_relative() && relative.is_dir());
+        let notices = Notices::new(&relative).unwrap();
+        std::fs::write(directory.path().join("a.yaml"), "").unwrap();
+        tokio::time::timeout(Duration::from_secs(60), notices.wait()).await.unwrap();
+    }
 }

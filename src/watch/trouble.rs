@@ -4,6 +4,7 @@ use std::error::Error as StdError;
 use std::io;
 use std::time::Duration;
 
+use super::connect::Unconnected;
 use super::resource::REQUIRED_ROLE;
 
 /// Kinds of failures: the label of the error counters, and what the watchers decide by.
@@ -155,7 +156,10 @@ fn classify(cause: &(dyn StdError + 'static)) -> Option<Trouble> {
 }
 
 fn is_connect(cause: &(dyn StdError + 'static)) -> bool {
-    cause.downcast_ref::<hyper_util::client::legacy::Error>().is_some_and(|it| it.is_connect())
+    cause.is::<Unconnected>()
+        || cause
+            .downcast_ref::<hyper_util::client::legacy::Error>()
+            .is_some_and(|it| it.is_connect())
 }
 
 fn advice(trouble: Trouble) -> String {

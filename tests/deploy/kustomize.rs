@@ -218,7 +218,7 @@ impl Rendered {
 }
 
 /// `$KUBECTL`, or the one that `make deploy-tools` put beside the build, or the one in the path.
-fn kubectl() -> String {
+pub(super) fn kubectl() -> String {
     let own = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap().join("tools/bin/kubectl");
     match std::env::var("KUBECTL") {
         Ok(path) => path,

@@ -13,12 +13,14 @@ const HEAD: &str = "\
 
 All that `/metrics` on port 10249 shows, as the program itself tells it; a test compares. Those that begin with `kubeproxy_`,
 `kubernetes_`, `rest_client_` and `process_` have the names, labels and buckets of kube-proxy and mean the same, but that an
-event of a Service is counted once and not once a family, and an object that changed in nothing that matters is counted as
-`kubeferry_watch_unchanged_total` alone. A combination of labels appears when it has something to tell. No
-label ever holds the name of an object, so the number of series does not grow with the cluster.
+event of a Service is counted once and not once a family. An object that changed in nothing that matters counts among the
+changes, as with kube-proxy, and in `kubeferry_watch_unchanged_total` besides. A combination of labels appears when it has
+something to tell. No label ever holds the name of an object, so the number of series does not grow with the cluster.
 
-What kube-proxy shows and this page does not: `go_*` (there is no Go here), metrics of its iptables mode, and
-`kubeproxy_sync_proxy_rules_nftables_cleanup_failures_total` (what is stale goes in the same transaction as everything else).
+What kube-proxy shows and this page does not: `go_*` (there is no Go here); of `rest_client_*` sizes, the rate limiter, the cache
+of transports and exec plugins; `process_network_*` and `process_virtual_memory_max_bytes`; `apiserver_*` and `aggregator_*`, which
+are there by accident; metrics of its iptables mode, and `kubeproxy_sync_proxy_rules_nftables_cleanup_failures_total` (what is
+stale goes in the same transaction as everything else).
 
 | metric | type | labels | meaning |
 | --- | --- | --- | --- |

@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use super::Host;
+use crate::support::apiserver::{Ask, Fault, On};
 use crate::watch::rig::{furnish, service, slice};
 
 #[test]
@@ -50,4 +51,16 @@ fn objects_that_lose_something_have_an_event_about_it() {
         (&starting["type"], &starting["action"]),
         (&"Normal".into(), &"StartKubeProxy".into())
     );
+}
+
+/// Who swaps the image and keeps a role of his own may forget this right; nothing else fails for it.
+#[test]
+fn a_role_without_events_is_told_once() {
+    let host = Host::new();
+    furnish(&host.server, 1);
+    let refused = std::iter::repeat_n(Fault::Status(403, None), 2);
+    host.server.fail_next(On("events", Ask::Any), refused);
+    let _proxy = host.proxy(&[]);
+    let line = host.wait_for_line(&["WARN", "Events may not be posted"]);
+    assert!(line.contains("events.k8s.io") && line.contains("ClusterRole"), "{line}");
 }

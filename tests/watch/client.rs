@@ -301,8 +301,22 @@ fn a_proxy_that_is_not_http_is_refused_and_a_bad_address_too() {
         |directory| write(directory, proxied),
         &["proxy-url", "socks5://p:1", "only HTTP proxies"],
     );
-    check_start(|_| Server::Address("192.0.2.1:6443".to_owned()), &["192.0.2.1:6443", "https://"]);
+    check_start(|_| Server::Address("192.0.2.1/x".to_owned()), &["192.0.2.1/x", "https://"]);
     check_start(|_| Server::Address("https://a b".to_owned()), &["https://a b"]);
+}
+
+/// As `kubectl config set-cluster --server=192.0.2.1:6443` writes it. What kube makes of it panics at the first request.
+#[test]
+fn a_server_without_a_scheme_is_what_kubectl_takes_it_for() {
+    let server = ApiServer::start_tls();
+    furnish(&server, 1);
+    let directory = tempfile::tempdir().unwrap();
+    let path = server.kubeconfig(directory.path(), None);
+    let text = fs::read_to_string(&path).unwrap();
+    assert!(text.contains("server: https://"), "{text}");
+    fs::write(&path, text.replace("server: https://", "server: ")).unwrap();
+    let mut rig = Rig::watch_with(&path);
+    rig.settle(&server);
 }
 
 #[test]
@@ -359,7 +373,7 @@ fn failures_say_what_was_tried_and_what_to_do() {
     check_request(
         Server::Address(address.clone()),
         Trouble::Connect,
-        &[&address, "refused", "--master"],
+        &[&format!("GET {address}/api/v1/nodes: "), "refused", "--master"],
     );
 
     let server = ApiServer::start_tls();
@@ -380,6 +394,30 @@ fn failures_say_what_was_tried_and_what_to_do() {
         Trouble::Forbidden,
         &["GET", "/api/v1/nodes", "403", "ClusterRole", "endpointslices", "system:node-proxier"],
     );
+}
+
+/// One request connects, the others wait for it: the cause is told to all of them.
+#[test]
+fn everybody_who_waited_for_a_connection_is_told_why_there_is_none() {
+    let down = ApiServer::start_tls();
+    let directory = tempfile::tempdir().unwrap();
+    let path = down.kubeconfig(directory.path(), None);
+    down.go_down();
+    let untrusting = ApiServer::start_tls();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    for (server, trouble, word) in [
+        (Server::Kubeconfig { path, master: None }, Trouble::Connect, "refused"),
+        (Server::Address(untrusting.url()), Trouble::Tls, "certificate"),
+    ] {
+        let errors = runtime.block_on(async {
+            let client = ApiClient::new(server, Patience::Long.connection()).await.unwrap();
+            futures::future::join_all((0..5).map(|_| client.probe())).await
+        });
+        for error in errors.into_iter().map(Result::unwrap_err) {
+            assert!(error.trouble == trouble && error.what.contains(word), "{error:?}");
+            assert!(!error.what.contains("canceled"), "{error:?}");
+        }
+    }
 }
 
 #[track_caller]

@@ -73,6 +73,20 @@ fn kind_s_dual_stack_file_loads_unchanged() {
     check_notices(&config, &[]);
 }
 
+/// The field that is missing is there, by another name.
+#[test]
+fn a_misspelt_field_is_named_beside_what_it_leads_to() {
+    let text = format!(
+        "{HEAD}, detectLocalMode: BridgeInterface, detectLocal: {{bridgeinterface: cni0}}}}"
+    );
+    let error = resolve(&parse(&["--config=f"]), Some(&text), "host").unwrap_err().to_string();
+    assert!(error.contains("detectLocal.bridgeInterface: Invalid value"), "{error}");
+    assert!(
+        error.contains("besides, unknown field \"detectLocal.bridgeinterface\" is left out (is \"bridgeInterface\" meant?)"),
+        "{error}"
+    );
+}
+
 /// kind and others write one list of gates into the configuration of every component.
 #[test]
 fn gates_that_all_components_share_do_no_harm() {
@@ -246,7 +260,10 @@ fn every_wrong_value_is_refused_with_its_message() {
             "must be a valid port, inclusive range is 1..65535",
         ),
         (vec!["--healthz-port=70000"], "healthzBindAddress: Invalid value: \"0.0.0.0:70000\""),
-        (vec!["--metrics-port=0"], "metricsBindAddress: Invalid value: \"\": must be IP:port"),
+        (
+            vec!["--metrics-port=0"],
+            "metricsBindAddress: Invalid value: \"\": the metrics server cannot be switched off",
+        ),
         (
             vec!["--iptables-masquerade-bit=32"],
             "iptables.masqueradeBit: Invalid value: 32: must be within the range [0, 31]",
@@ -364,6 +381,32 @@ fn all_problems_are_told_at_once() {
     let flags = ["--oom-score-adj=2000", "--conntrack-min=-1", "--cluster-cidr=x"];
     let error = resolve(&parse(&flags), None, "host").unwrap_err().to_string();
     assert_eq!(error.lines().count(), 4, "{error}");
+}
+
+/// strictARP is often asked for by who has mode iptables; what every file spells out, defaults, is not worth a word.
+#[test]
+fn blocks_of_other_modes_that_ask_for_something_are_told() {
+    let told = |fields: &str| {
+        let file =
+            format!("{HEAD}, clusterCIDR: 10.0.0.0/8, nodePortAddresses: [primary], {fields}}}");
+        resolved(&["--config=f"], Some(&file)).notices
+    };
+    let info = |setting: &str| Notice::Info(format!("{setting} has no effect"));
+    let ipvs = info("the block ipvs in another mode");
+    let iptables = info("the block iptables in mode nftables (the block nftables is what counts)");
+    let nftables = info("the block nftables in another mode");
+    for (fields, expected) in [
+        ("mode: nftables, ipvs: {strictARP: true}", vec![ipvs]),
+        ("mode: nftables, iptables: {masqueradeAll: true}", vec![iptables]),
+        ("mode: ipvs, nftables: {syncPeriod: 1m}, iptables: {masqueradeAll: true}", vec![nftables]),
+        ("mode: ipvs, ipvs: {strictARP: true}", vec![]),
+        (
+            "mode: nftables, ipvs: {syncPeriod: 30s, minSyncPeriod: 0s}, iptables: {masqueradeBit: 14, syncPeriod: 0s}",
+            vec![],
+        ),
+    ] {
+        assert_eq!(told(fields), expected, "{fields}");
+    }
 }
 
 #[test]

@@ -537,7 +537,10 @@ impl Engine {
         for service in &outcome.services {
             outcome.triggers.extend(self.triggers.remove(service).unwrap_or_default());
         }
-        outcome.sweep.set_node_addresses(self.node_port_ips());
+        // To gather a node's addresses, of which it may have thousands, is nothing to do for every endpoint.
+        if !outcome.sweep.is_empty() {
+            outcome.sweep.set_node_addresses(self.node_port_ips());
+        }
         outcome.health_checks_changed |= self.facts_changed;
         self.facts_changed = false;
         self.bisect = None;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::cluster::Cluster;
 use super::proxy::Proxy;
-use super::settle::{Committed, wait_for};
+use super::settle::{Commits, wait_for};
 use super::start::{start, started};
 use super::{median, milliseconds};
 use crate::figures::shape::{BIG, Shape};
@@ -42,14 +42,14 @@ pub(crate) fn one_endpoint(
     shape: Shape,
     figures: &mut Vec<Figure>,
 ) -> f64 {
-    let mut times = Vec::new();
+    let (mut times, mut commits) = (Vec::new(), Commits::watch());
     let (batches, bytes, cpu) = (proxy.batches(), cluster.bytes_sent(), proxy.cpu());
     for number in 0..CHANGES {
         sleep(PAUSE);
         let service = number / 2 * (shape.services / (CHANGES / 2));
-        let before = Committed::now();
+        commits.forget();
         let sent = cluster.set_endpoints(service, shape.endpoints + 1 - number % 2);
-        times.push(milliseconds(before.next() - sent));
+        times.push(milliseconds(commits.next() - sent));
     }
     sleep(PAUSE);
     let cpu = (proxy.cpu() - cpu) / f64::from(CHANGES);
@@ -78,13 +78,13 @@ pub(crate) fn burst(cluster: &mut Cluster, proxy: &Proxy, shape: Shape, figures:
     let rows = |endpoints| {
         f64::from(shape.services * shape.endpoints + BURST * (endpoints - shape.endpoints))
     };
-    let mut times = Vec::new();
+    let (mut times, mut commits) = (Vec::new(), Commits::watch());
     let more = shape.endpoints + 1;
     for endpoints in [more, more - 1, more, more - 1, more, more - 1, more] {
-        let before = Committed::now();
+        commits.forget();
         let sent = cluster.set_many(BURST, endpoints);
         let quiet = Duration::from_millis(300);
-        let last = before.last_after(quiet, || proxy.rows("endpoints") == rows(endpoints));
+        let last = commits.last_after(quiet, || proxy.rows("endpoints") == rows(endpoints));
         times.push(milliseconds(last - sent));
     }
     let what = "500 slices changed at once → all committed";
@@ -102,7 +102,7 @@ pub(crate) fn metadata_only(
 ) {
     let unchanged = "kubeferry_watch_unchanged_total{resource=\"endpointslices\"}";
     let unchanged = || proxy.metric(unchanged);
-    let (before, known, cpu) = (Committed::now(), unchanged(), proxy.cpu());
+    let (mut commits, known, cpu) = (Commits::watch(), unchanged(), proxy.cpu());
     let syncs = proxy.syncs();
     cluster.annotate_many(BURST);
     sleep(Duration::from_millis(300));
@@ -112,7 +112,7 @@ pub(crate) fn metadata_only(
     figures.extend([
         Figure::new(&format!("{what}: past the watch room"), shape, past, "").must(0.0),
         Figure::new(&format!("{what}: syncs"), shape, proxy.syncs() - syncs, "").must(0.0),
-        Figure::new(&format!("{what}: commits"), shape, f64::from(before.commits_since()), "")
+        Figure::new(&format!("{what}: commits"), shape, f64::from(commits.count()), "")
             .must(0.0),
         Figure::new("CPU per such slice", shape, cpu, "ms"),
     ]);
@@ -135,12 +135,12 @@ pub(crate) fn rolling(
     let (first, written, bytes, cpu) =
         (verdicts(), operations(), cluster.bytes_sent(), proxy.cpu());
     assert!(first > 0.0, "the metric is there");
-    let mut times = Vec::new();
+    let (mut times, mut commits) = (Vec::new(), Commits::watch());
     for replaced in (ROLLED..=BIG).step_by(10) {
         sleep(PAUSE);
-        let before = Committed::now();
+        commits.forget();
         let sent = cluster.roll_big(replaced);
-        times.push(milliseconds(before.next() - sent));
+        times.push(milliseconds(commits.next() - sent));
     }
     sleep(PAUSE);
     let steps = f64::from(BIG / ROLLED);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::cluster::Cluster;
 use super::proxy::Proxy;
-use super::settle::Committed;
+use super::settle::Commits;
 use super::{now, seconds};
 use crate::figures::program::nft;
 use crate::figures::shape::Shape;
@@ -20,11 +20,11 @@ pub(crate) fn start(shape: Shape) -> (Cluster, Proxy, f64) {
 }
 
 pub(crate) fn first_sync(cluster: &Cluster, shape: Shape) -> (Proxy, f64) {
-    let before = Committed::now();
+    let mut commits = Commits::watch();
     let began = now();
     let proxy = Proxy::start(cluster);
     let wanted = f64::from(shape.services * shape.endpoints);
-    let last = before.last_after(Duration::from_millis(300), || {
+    let last = commits.last_after(Duration::from_millis(300), || {
         proxy.rows("endpoints") == wanted && proxy.rows("frontends") == f64::from(shape.services)
     });
     (proxy, seconds(last - began))

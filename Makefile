@@ -19,7 +19,11 @@ install = @missing=(); \
 		apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "$${missing[@]}" >/dev/null; \
 	fi
 
-.PHONY: soak test laws demo bench docs
+.PHONY: packages soak test laws demo bench docs
+
+# What `make test` and `make test-ipvs` install, before they run side by side.
+packages:
+	$(call install,$(NEEDED) $(NEEDED_BY_IPVS))
 
 # Laws are tried on the same random cases every time, so that what fails is what has changed; `make laws` tries others.
 test test-ipvs: export PROPTEST_RNG_SEED := 1

@@ -174,16 +174,17 @@ impl Engine {
 
     /// Takes a change. Nothing is computed yet.
     pub fn apply(&mut self, change: Change) {
-        let touched = self.cluster.apply(change);
+        let mut touched = self.cluster.apply(change);
         // What the kernel refused may be good now; it is written even if it forwards as before.
         let again = touched.services.iter().filter(|it| self.refused.remove(it).is_some());
         self.urgent.extend(again);
         self.facts_changed |= touched.node || touched.service_cidrs;
-        for service in &touched.triggers_void {
-            self.triggers.remove(service);
+        // They wait here: thousands of slices that come at once would have to be looked through with each of them otherwise.
+        for service in std::mem::take(&mut touched.triggers_void) {
+            self.triggers.remove(&service);
         }
-        for (service, family, time) in &touched.triggers {
-            self.triggers.entry(*service).or_default().push((*family, *time));
+        for (service, family, time) in std::mem::take(&mut touched.triggers) {
+            self.triggers.entry(service).or_default().push((family, time));
         }
         if touched.node {
             self.set_program();

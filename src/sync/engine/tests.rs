@@ -329,6 +329,7 @@ fn trigger_times_are_told_once_and_only_when_the_kernel_has_what_they_caused() {
             host.kernel.fail_commit(1, failure);
         }
         host.engine.apply(Change::SliceApplied(slice));
+        assert_eq!(host.engine.touched.triggers, [], "each event would walk along all before it");
         if failure.is_some() {
             assert!(host.pass().is_none(), "{failure:?}");
         }

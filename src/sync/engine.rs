@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use self::servers::{Picked, Servers};
-use super::facts::Settings;
+use super::facts::{self, Settings};
 use super::report::HealthChecks;
 use super::results::{Lacking, Outcome, Results};
 use crate::forward::{Conflict, Forwarder};
@@ -296,13 +296,13 @@ impl Engine {
         // A rollback forgets these as well; nothing is staged that the kernel has already.
         for &family in self.program.families.iter().filter(|_| self.facts_changed) {
             let (node, host) = (self.cluster.node(), self.cluster.host_addresses());
-            let mut listed = self.settings.node_port_ips(family, node, host);
-            if self.program.family(family).node_ports == NodePortAddresses::All {
-                // Such a program asks the kernel which addresses are local, and this list only for those that are cluster
-                // IPs as well. Each interface has a link-local one, which comes and goes with every pod.
-                listed.retain(|it| !is_link_local(*it));
-            }
+            let listed = match self.program.family(family).node_ports {
+                NodePortAddresses::Listed => self.settings.node_port_ips(family, node, host),
+                // Such a program asks the kernel which addresses are local.
+                NodePortAddresses::All => BTreeSet::new(),
+            };
             compiler.stage_node_port_ips(family, &listed);
+            compiler.stage_node_ips(family, &facts::own_addresses(family, host));
             compiler.stage_service_cidrs(family, &self.cluster.service_cidrs(family));
         }
         let most_services = self.bisect.unwrap_or(usize::MAX);
@@ -726,13 +726,6 @@ impl Engine {
     /// Rows that the kernel is believed to have.
     pub fn row_counts(&self) -> Option<&RowCounts> {
         self.compiler.as_ref().map(Compiler::row_counts)
-    }
-}
-
-fn is_link_local(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(it) => it.is_link_local(),
-        IpAddr::V6(it) => it.is_unicast_link_local(),
     }
 }
 

@@ -51,6 +51,7 @@ scenarios! {
     service_cidr_appears_late
     session_affinity
     session_affinity_and_endpoints
+    session_affinity_leaves_no_priority
     session_affinity_switched
     session_affinity_times_out
     session_affinity_with_local_policy

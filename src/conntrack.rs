@@ -53,6 +53,16 @@ impl UdpFrontends {
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
+
+    /// Where they are.
+    pub fn places(&self) -> impl Iterator<Item = (Family, FrontendAddress)> + '_ {
+        self.0.keys().copied()
+    }
+
+    /// Leaves out all but those places.
+    pub fn retain(&mut self, keep: impl Fn(&(Family, FrontendAddress)) -> bool) {
+        self.0.retain(|place, _| keep(place));
+    }
 }
 
 /// Frontends whose flows have to be looked at, and who may keep theirs.

@@ -99,6 +99,7 @@ fn everything() -> (Tables, Vec<String>) {
     for family in Family::ALL {
         let address = address(family, 200);
         compiler.stage_node_port_ips(family, &BTreeSet::from([address]));
+        compiler.stage_node_ips(family, &BTreeSet::from([address]));
         compiler.stage_ipvs_draining(family, &BTreeSet::from([address]));
         let cidrs = match family {
             Family::V4 => ["10.96.0.0/16", "172.30.1.1/32"],

@@ -163,6 +163,8 @@ struct FamilyScope<'a> {
     slices: SlicePorts<'a>,
     source_ranges: Option<Arc<[IpNet]>>,
     zone: Option<&'a str>,
+    /// Who reaches these is restricted by `source_ranges`.
+    load_balancer_ips: &'a [IpAddr],
 }
 
 impl<'a> FamilyScope<'a> {
@@ -178,6 +180,7 @@ impl<'a> FamilyScope<'a> {
             slices: SlicePorts::of(scope.cluster.slices(scope.id), family),
             source_ranges: source_ranges(addresses, node_ip),
             zone: scope.cluster.node().and_then(|it| it.zone.as_deref()),
+            load_balancer_ips: &addresses.load_balancer_ips,
         })
     }
 
@@ -207,7 +210,11 @@ impl<'a> FamilyScope<'a> {
 
     fn frontend(&self, service: &Service, wanted: Wanted, selection: &Selection) -> Frontend {
         let policy = policy_of(service, wanted.kind);
-        let restricted = wanted.kind == FrontendKind::LoadBalancerIp;
+        // Also where the load balancer has been given the Service's own cluster IP, which then is a cluster IP in all else.
+        let restricted = match wanted.claim.at {
+            FrontendAddress::Address(address, _) => self.load_balancer_ips.contains(&address),
+            FrontendAddress::NodePort(_) => false,
+        };
         Frontend {
             at: wanted.claim.at,
             kind: wanted.kind,

@@ -1,6 +1,6 @@
 //! Small clusters for tests: builders, and random histories of objects as an API server would tell them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::sync::Arc;
@@ -121,7 +121,11 @@ pub(crate) fn cluster(services: &[Service], slices: &[EndpointSlice]) -> Cluster
 #[derive(Clone, Debug)]
 pub(crate) enum Step {
     Set(Box<Change>),
+    /// The host's interfaces have these addresses now.
+    Addresses(BTreeSet<IpAddr>),
     Delete(Resource, usize),
+    /// It becomes what no proxy can use, and is so in all lists from then on.
+    Spoil(Resource, usize),
     /// The connection is down while it happens.
     DeleteUnseen(Resource, usize),
     /// `broken`: a first list breaks off after some objects. `turn`: where in the list the server begins.
@@ -136,6 +140,7 @@ pub(crate) enum Step {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct World {
     objects: BTreeMap<(Resource, ObjectName), Change>,
+    addresses: Option<Change>,
 }
 
 impl World {
@@ -145,6 +150,13 @@ impl World {
             Step::Set(change) => {
                 self.objects.insert(key(&change), (*change).clone());
                 vec![*change]
+            }
+            Step::Addresses(addresses) => {
+                self.addresses = Some(Change::HostAddresses(addresses));
+                self.addresses.iter().cloned().collect()
+            }
+            Step::Spoil(resource, at) => {
+                self.delete(resource, at).map(unusable).into_iter().collect()
             }
             Step::Delete(resource, at) => {
                 self.delete(resource, at).map(deletion).into_iter().collect()
@@ -171,12 +183,14 @@ impl World {
     /// Complete lists of everything.
     pub(crate) fn relist(&mut self) -> Vec<Change> {
         let step = |resource| Step::Relist { resource, broken: None, turn: 1 };
-        RESOURCES.into_iter().flat_map(|it| self.step(step(it))).collect()
+        let lists = RESOURCES.into_iter().flat_map(|it| self.step(step(it)));
+        let lists: Vec<Change> = lists.collect();
+        lists.into_iter().chain(self.addresses.clone()).collect()
     }
 
     /// The final objects, and nothing else.
     pub(crate) fn objects(&self) -> Vec<Change> {
-        self.objects.values().cloned().collect()
+        self.objects.values().chain(&self.addresses).cloned().collect()
     }
 
     fn objects_of(&self, resource: Resource) -> Vec<Change> {
@@ -224,6 +238,16 @@ fn deletion((resource, name): (Resource, ObjectName)) -> Change {
     }
 }
 
+fn unusable((resource, name): (Resource, ObjectName)) -> Change {
+    Change::Unusable(Skipped {
+        resource,
+        name,
+        uid: None,
+        reason: "spoilt",
+        message: String::new(),
+    })
+}
+
 /// Random histories. Few names, addresses and ports, so that they meet.
 pub(crate) fn steps() -> impl Strategy<Value = Vec<Step>> {
     let resource = || select(RESOURCES.to_vec());
@@ -235,12 +259,28 @@ pub(crate) fn steps() -> impl Strategy<Value = Vec<Step>> {
     ];
     let step = prop_oneof![
         12 => set.prop_map(|it| Step::Set(Box::new(it))),
+        1 => addresses().prop_map(Step::Addresses),
         2 => (resource(), any::<usize>()).prop_map(|(resource, at)| Step::Delete(resource, at)),
+        1 => (resource(), any::<usize>()).prop_map(|(resource, at)| Step::Spoil(resource, at)),
         1 => (resource(), any::<usize>()).prop_map(|(resource, at)| Step::DeleteUnseen(resource, at)),
         1 => (resource(), option::of(any::<usize>()), any::<usize>())
             .prop_map(|(resource, broken, turn)| Step::Relist { resource, broken, turn }),
     ];
     vec(step, 0..40)
+}
+
+/// Among the host's addresses are some that Services ask for.
+fn addresses() -> impl Strategy<Value = BTreeSet<IpAddr>> {
+    let all = ["127.0.0.1", "192.168.0.2", "192.0.2.1", "10.96.0.1", "fe80::1", "2001:db8::5"];
+    subsequence(all.map(ip).to_vec(), 0..=all.len()).prop_map(|it| it.into_iter().collect())
+}
+
+/// One of few namespaces and names. The last one has another's name in another namespace.
+fn object(number: u8, stem: &str) -> ObjectName {
+    match number {
+        0..=2 => name(&format!("ns/{stem}{number}")),
+        _ => name(&format!("other/{stem}0")),
+    }
 }
 
 fn services() -> impl Strategy<Value = Service> {
@@ -263,7 +303,7 @@ fn services() -> impl Strategy<Value = Service> {
             internal_policy,
             external_policy,
         )| Service {
-            name: name(&format!("ns/s{number}")),
+            name: object(number, "s"),
             uid: None,
             created,
             v4: v4.map(Box::new),
@@ -279,7 +319,7 @@ fn services() -> impl Strategy<Value = Service> {
 }
 
 fn ports(name: &'static str) -> impl Strategy<Value = ServicePort> {
-    let protocol = select(vec![Protocol::Tcp, Protocol::Udp]);
+    let protocol = select(vec![Protocol::Tcp, Protocol::Udp, Protocol::Sctp]);
     (protocol, select(vec![80_u16, 81]), option::of(select(vec![30080_u16, 30081]))).prop_map(
         move |(protocol, number, node_port)| ServicePort {
             node_port: node_port.map(port),
@@ -294,12 +334,12 @@ fn family_of(inside: &'static str, outside: &'static str) -> impl Strategy<Value
     let outer: Vec<IpAddr> =
         (1..4).map(|it| address(outside, it)).chain([address(inside, 1)]).collect();
     let ranges = match separator {
-        ":" => vec!["fd00:5::/64", "2001:db8::/32"],
-        _ => vec!["203.0.113.0/25", "192.168.0.0/24"],
+        ":" => vec!["fd00:5::/64", "2001:db8::/32", "2001:db8::/64"],
+        _ => vec!["203.0.113.0/25", "203.0.113.0/24", "192.168.0.0/24", "192.0.2.2/32"],
     };
     let ranges: Vec<ipnet::IpNet> = ranges.into_iter().map(|it| it.parse().unwrap()).collect();
     let few = || subsequence(outer.clone(), 0..=2);
-    (1..6_u8, few(), few(), option::of(subsequence(ranges, 1..=2))).prop_map(
+    (1..6_u8, few(), few(), option::of(subsequence(ranges, 1..=3))).prop_map(
         move |(host, external, balancer, ranges)| ServiceFamily {
             cluster_ip: address(inside, host),
             external_ips: sorted(external),
@@ -317,7 +357,11 @@ fn sorted<T: Ord>(mut list: Vec<T>) -> Vec<T> {
 
 fn slices() -> impl Strategy<Value = EndpointSlice> {
     let ports = vec(
-        (select(vec!["", "a", "b"]), select(vec![Protocol::Tcp, Protocol::Udp]), 8080..8082_u16),
+        (
+            select(vec!["", "a", "b"]),
+            select(vec![Protocol::Tcp, Protocol::Udp, Protocol::Sctp]),
+            8080..8082_u16,
+        ),
         0..3,
     );
     let header = (0..5_u8, 0..4_u8, select(Family::ALL.to_vec()), option::of(0..9_i128));
@@ -336,8 +380,8 @@ fn slices() -> impl Strategy<Value = EndpointSlice> {
                 ..endpoint
             });
             EndpointSlice {
-                name: name(&format!("ns/slice-{number}")),
-                service: name(&format!("ns/s{owner}")),
+                name: ObjectName { name: format!("slice-{number}").into(), ..object(owner, "s") },
+                service: object(owner, "s"),
                 family,
                 ports: ports.collect(),
                 endpoints: endpoints.collect(),

@@ -139,6 +139,12 @@ impl Compiler {
         self.stage_plain(family, SetName::NodePortIps, keys);
     }
 
+    /// The node's own addresses.
+    pub fn stage_node_ips(&mut self, family: Family, addresses: &BTreeSet<IpAddr>) {
+        let keys = addresses.iter().map(|it| Key::Address(*it)).collect();
+        self.stage_plain(family, SetName::NodeIps, keys);
+    }
+
     /// The ranges that cluster IPs come from. They may overlap.
     pub fn stage_service_cidrs(&mut self, family: Family, cidrs: &[IpNet]) {
         let keys = IpNet::aggregate(&cidrs.to_vec()).into_iter().map(Key::Range).collect();

@@ -53,9 +53,10 @@ pub enum SetName {
     ClusterIps,
     /// daddr, interval: the ranges of all ServiceCIDRs of this family.
     ServiceCidrs,
-    /// daddr: the node's addresses that accept NodePorts. When all local ones do, it only tells which cluster IPs are
-    /// addresses of the node's own.
+    /// daddr: the node's addresses that accept NodePorts. Empty when all local ones do: the kernel knows those.
     NodePortIps,
+    /// daddr: the node's own addresses, whether they accept NodePorts or not.
+    NodeIps,
     /// saddr . daddr: backends on this node that may reach themselves.
     Hairpin,
     /// F: frontends with source ranges.

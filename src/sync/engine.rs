@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use self::servers::{Picked, Servers};
-use super::facts::Settings;
+use super::facts::{self, Settings};
 use super::report::HealthChecks;
 use super::results::{Lacking, Outcome, Results};
 use crate::forward::{Conflict, Forwarder};
@@ -174,16 +174,17 @@ impl Engine {
 
     /// Takes a change. Nothing is computed yet.
     pub fn apply(&mut self, change: Change) {
-        let touched = self.cluster.apply(change);
+        let mut touched = self.cluster.apply(change);
         // What the kernel refused may be good now; it is written even if it forwards as before.
         let again = touched.services.iter().filter(|it| self.refused.remove(it).is_some());
         self.urgent.extend(again);
         self.facts_changed |= touched.node || touched.service_cidrs;
-        for service in &touched.triggers_void {
-            self.triggers.remove(service);
+        // They wait here: thousands of slices that come at once would have to be looked through with each of them otherwise.
+        for service in std::mem::take(&mut touched.triggers_void) {
+            self.triggers.remove(&service);
         }
-        for (service, family, time) in &touched.triggers {
-            self.triggers.entry(*service).or_default().push((*family, *time));
+        for (service, family, time) in std::mem::take(&mut touched.triggers) {
+            self.triggers.entry(service).or_default().push((family, time));
         }
         if touched.node {
             self.set_program();
@@ -295,13 +296,13 @@ impl Engine {
         // A rollback forgets these as well; nothing is staged that the kernel has already.
         for &family in self.program.families.iter().filter(|_| self.facts_changed) {
             let (node, host) = (self.cluster.node(), self.cluster.host_addresses());
-            let mut listed = self.settings.node_port_ips(family, node, host);
-            if self.program.family(family).node_ports == NodePortAddresses::All {
-                // Such a program asks the kernel which addresses are local, and this list only for those that are cluster
-                // IPs as well. Each interface has a link-local one, which comes and goes with every pod.
-                listed.retain(|it| !is_link_local(*it));
-            }
+            let listed = match self.program.family(family).node_ports {
+                NodePortAddresses::Listed => self.settings.node_port_ips(family, node, host),
+                // Such a program asks the kernel which addresses are local.
+                NodePortAddresses::All => BTreeSet::new(),
+            };
             compiler.stage_node_port_ips(family, &listed);
+            compiler.stage_node_ips(family, &facts::own_addresses(family, host));
             compiler.stage_service_cidrs(family, &self.cluster.service_cidrs(family));
         }
         let most_services = self.bisect.unwrap_or(usize::MAX);
@@ -728,13 +729,6 @@ impl Engine {
     /// Rows that the kernel is believed to have.
     pub fn row_counts(&self) -> Option<&RowCounts> {
         self.compiler.as_ref().map(Compiler::row_counts)
-    }
-}
-
-fn is_link_local(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(it) => it.is_link_local(),
-        IpAddr::V6(it) => it.is_unicast_link_local(),
     }
 }
 

@@ -185,6 +185,17 @@ impl Settings {
     }
 }
 
+/// Those of the host's addresses that could be a cluster IP as well. Loopback cannot, nor can link-local ones, of which
+/// each interface has one that comes and goes with every pod.
+pub fn own_addresses(family: Family, host: &BTreeSet<IpAddr>) -> BTreeSet<IpAddr> {
+    let is_link_local = |it: &IpAddr| match it {
+        IpAddr::V4(it) => it.is_link_local(),
+        IpAddr::V6(it) => it.is_unicast_link_local(),
+    };
+    let own = host.iter().filter(|it| Family::of(**it) == family);
+    own.filter(|it| !it.is_loopback() && !is_link_local(it)).copied().collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::conntrack::{Sweep, UdpFrontends};
-use crate::forward::{HealthCheck, ServiceForwarding};
+use crate::forward::{FrontendAddress, HealthCheck, ServiceForwarding};
 use crate::model::{Family, ObjectName, ServiceId};
 
 /// What a committed batch brought about.
@@ -25,6 +25,9 @@ pub struct Outcome {
 #[derive(Debug, Default)]
 pub struct Results {
     known: BTreeMap<ServiceId, Meaning>,
+    /// Whose each UDP frontend is. One that passes from a Service to another may be staged with the new one first, even
+    /// batches earlier; what the old one loses then says nothing about its flows.
+    holders: BTreeMap<(Family, FrontendAddress), ServiceId>,
     staged: Vec<(ServiceId, Meaning)>,
 }
 
@@ -71,7 +74,13 @@ impl Results {
     pub fn take(&mut self, services: &mut Vec<ServiceId>) -> Outcome {
         let mut outcome = Outcome { services: std::mem::take(services), ..Outcome::default() };
         for (service, new) in self.staged.drain(..) {
-            let old = self.known.remove(&service).unwrap_or_default();
+            let mut old = self.known.remove(&service).unwrap_or_default();
+            let holders = &mut self.holders;
+            old.udp.retain(|place| holders.get(place) == Some(&service));
+            for place in old.udp.places() {
+                holders.remove(&place);
+            }
+            holders.extend(new.udp.places().map(|place| (place, service)));
             outcome.sweep.add(&old.udp, &new.udp);
             outcome.health_checks_changed |= old.health_check != new.health_check;
             outcome.lacking_local_changed |= old.lacking != new.lacking;
@@ -124,5 +133,85 @@ impl Lacking {
             external_v4: self.external_v4 + other.external_v4,
             external_v6: self.external_v6 + other.external_v6,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::num::NonZeroU16;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::conntrack::{Flow, Tuple};
+    use crate::forward::{Backend, Frontend, FrontendKind, PortForwarding, WithoutBackend};
+    use crate::model::{Protocol, TrafficPolicy};
+
+    /// A Service is made anew under another name, with its cluster IP and its pods.
+    #[test]
+    fn a_frontend_that_passes_to_another_service_keeps_its_flows() {
+        let endpoint = "10.1.0.1:53";
+        for (old, new) in [(1, 2), (2, 1)] {
+            for apart in [false, true] {
+                let mut results = Results::default();
+                stage(&mut results, old, Some(endpoint));
+                results.take(&mut Vec::new());
+                let mut sweep = Sweep::default();
+                for id in [1, 2] {
+                    stage(&mut results, id, (id == new).then_some(endpoint));
+                    if apart {
+                        sweep.merge(results.take(&mut Vec::new()).sweep);
+                    }
+                }
+                sweep.merge(results.take(&mut Vec::new()).sweep);
+                assert!(!sweep.is_stale(&flow(endpoint)), "{old} to {new}, apart: {apart}");
+                assert!(sweep.is_stale(&flow("10.1.0.2:53")), "{old} to {new}, apart: {apart}");
+                // Whoever has it now can lose it.
+                stage(&mut results, new, None);
+                let sweep = results.take(&mut Vec::new()).sweep;
+                assert!(sweep.is_stale(&flow(endpoint)), "{old} to {new}, apart: {apart}");
+                assert!(results.holders.is_empty());
+            }
+        }
+    }
+
+    fn stage(results: &mut Results, id: u32, endpoint: Option<&str>) {
+        let ports = endpoint.map(|it| udp_port(it.parse().unwrap())).into_iter().collect();
+        let forwarding = ServiceForwarding { ports, ..ServiceForwarding::default() };
+        results.stage(ServiceId(id), None, &forwarding);
+    }
+
+    fn udp_port(endpoint: SocketAddr) -> PortForwarding {
+        let port = |it: SocketAddr| NonZeroU16::new(it.port()).unwrap();
+        let at = frontend();
+        PortForwarding {
+            family: Family::V4,
+            port_name: Arc::from("dns"),
+            protocol: Protocol::Udp,
+            frontends: vec![Frontend {
+                at: FrontendAddress::Address(at.ip(), port(at)),
+                kind: FrontendKind::ClusterIp,
+                policy: TrafficPolicy::Cluster,
+                without_backend: WithoutBackend::Served,
+                source_ranges: None,
+            }],
+            cluster: vec![],
+            local: vec![],
+            hairpin: vec![],
+            serving: vec![Backend { address: endpoint.ip(), port: port(endpoint) }],
+            weights: vec![],
+            affinity: None,
+        }
+    }
+
+    fn frontend() -> SocketAddr {
+        "10.96.0.10:53".parse().unwrap()
+    }
+
+    fn flow(answered_by: &str) -> Flow {
+        let client = "10.1.0.50:40000".parse().unwrap();
+        let original = Tuple { source: client, destination: frontend() };
+        let reply = Tuple { source: answered_by.parse().unwrap(), destination: client };
+        Flow { original, reply, zone: 0, id: 1 }
     }
 }

@@ -144,7 +144,7 @@ pub(crate) fn rows(family: Family, set: SetName) -> Vec<(Key, Value)> {
     let handle = Value::Handle(Handle(0xf000_1003));
     let verdict = |chain| Value::Verdict(Verdict::Goto(chain));
     match set {
-        SetName::ClusterIps | SetName::NodePortIps | SetName::IpvsDraining => {
+        SetName::ClusterIps | SetName::NodePortIps | SetName::NodeIps | SetName::IpvsDraining => {
             vec![(Key::Address(host(1)), Value::None), (Key::Address(host(2)), Value::None)]
         }
         SetName::ServiceCidrs => [

@@ -5,6 +5,7 @@ scenarios! {
     cluster_ip_general
     cluster_ip_internal_local
     cluster_ip_masquerades_what_is_no_pod
+    cluster_ip_that_is_an_address_of_the_node_without_node_ports
     cluster_ip_that_is_the_nodes_address
     conflicting_services
     detector_bridge_interface
@@ -50,6 +51,7 @@ scenarios! {
     service_cidr_appears_late
     session_affinity
     session_affinity_and_endpoints
+    session_affinity_leaves_no_priority
     session_affinity_switched
     session_affinity_times_out
     session_affinity_with_local_policy

@@ -247,9 +247,8 @@ fn check_invariants(forwarder: &Forwarder, cluster: &Cluster) -> Result<(), Test
                     frontend
                 );
                 if let Some(ranges) = &frontend.source_ranges {
-                    prop_assert!(
-                        !ranges.is_empty() && frontend.kind == FrontendKind::LoadBalancerIp
-                    );
+                    let kinds = [FrontendKind::LoadBalancerIp, FrontendKind::ClusterIp];
+                    prop_assert!(!ranges.is_empty() && kinds.contains(&frontend.kind));
                 }
             }
             for list in [&port.cluster, &port.local] {

@@ -40,6 +40,17 @@ fn policies_of_frontends() {
         LoadBalancerIp 1.2.3.4:80 Cluster Served
         NodePort 3001 Cluster Served",
     );
+    // Nothing follows the Cluster policy, but pods and the node itself are let through to everything.
+    check(
+        everything(Local, Local),
+        &LOCAL_AND_REMOTE,
+        "
+        p80/tcp v4 cluster 1 2, local 2, hairpin 2
+        ClusterIp 172.30.0.1:80 Local Served
+        ExternalIp 192.168.99.11:80 Local Served
+        LoadBalancerIp 1.2.3.4:80 Local Served
+        NodePort 3001 Local Served",
+    );
 }
 
 /// TestNoEndpointsReject.
@@ -216,6 +227,20 @@ fn source_ranges_guard_load_balancer_addresses_only() {
     let bound = |address| Settings { node_ip: Some(ip(address)) };
     assert_eq!(ranges(&["10.0.0.1"], bound("192.168.0.2")), with_own, "the bind address overrides");
     assert_eq!(ranges(&["192.168.0.2"], bound("2001:db8::1")), with_own, "not the other family");
+}
+
+/// kube-proxy looks the address up among those of load balancers whatever else it is.
+#[test]
+fn source_ranges_hold_where_the_load_balancer_has_the_cluster_ip() {
+    let mut service = service("ns/a", "172.30.0.1");
+    if let Some(v4) = &mut service.v4 {
+        v4.load_balancer_ips = vec![ip("172.30.0.1")];
+        v4.source_ranges = SourceRanges::Only(vec!["203.0.113.0/25".parse().unwrap()]);
+    }
+    let frontends = &forward(&service, &LOCAL_AND_REMOTE).ports[0].frontends;
+    let [only] = frontends.as_slice() else { panic!("{frontends:?}") };
+    assert_eq!((only.kind, only.policy), (FrontendKind::ClusterIp, TrafficPolicy::Cluster));
+    assert!(only.source_ranges.is_some());
 }
 
 /// One address asked for twice by one Service port: no conflict, and the source ranges hold.

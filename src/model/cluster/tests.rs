@@ -229,7 +229,8 @@ proptest! {
             for id in ids {
                 prop_assert!(touched.services.contains(&id));
             }
-            prop_assert_eq!(touched.node, before.node() != cluster.node());
+            let facts = |it: &Cluster| (it.node().cloned(), it.host_addresses().clone());
+            prop_assert_eq!(touched.node, facts(&before) != facts(&cluster));
             if Family::ALL.iter().any(|it| before.service_cidrs(*it) != cluster.service_cidrs(*it)) {
                 prop_assert!(touched.service_cidrs);
             }
@@ -257,5 +258,5 @@ fn contents(cluster: &Cluster) -> String {
     );
     let cidrs: Vec<_> =
         cluster.service_cidrs.iter().map(|(name, (cidrs, _))| (name, cidrs)).collect();
-    format!("{entries:#?} {:?} {cidrs:?}", cluster.node)
+    format!("{entries:#?} {:?} {:?} {cidrs:?}", cluster.node, cluster.host_addresses)
 }

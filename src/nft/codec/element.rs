@@ -260,7 +260,7 @@ pub(super) fn range(first: IpAddr, last: IpAddr) -> Option<IpNet> {
 
 fn read_key(set: SetName, fields: Fields<'_>) -> Option<Key> {
     match set {
-        SetName::ClusterIps | SetName::NodePortIps | SetName::IpvsDraining => {
+        SetName::ClusterIps | SetName::NodePortIps | SetName::NodeIps | SetName::IpvsDraining => {
             fields.only(|it| it.address().map(Key::Address))
         }
         SetName::Hairpin => fields.only(|it| Some(Key::Pair(it.address()?, it.address()?))),
@@ -324,6 +324,7 @@ fn read_value(family: Family, set: SetName, element: &[u8]) -> Option<Value> {
         | SetName::IpvsDraining
         | SetName::ServiceCidrs
         | SetName::NodePortIps
+        | SetName::NodeIps
         | SetName::Hairpin
         | SetName::Firewalled
         | SetName::SourceRanges

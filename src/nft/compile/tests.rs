@@ -347,6 +347,21 @@ fn affinity_local_has_groups_of_its_own() {
     assert_eq!(world.kernel.tables.rows(Family::V4, SetName::StickyLocalFrontends).count(), 1);
 }
 
+/// Otherwise all clients that are remembered for one endpoint that goes would be sent to the one that comes.
+#[test]
+fn an_endpoint_that_comes_gets_a_number_that_nobody_had() {
+    let numbers = |world: &World| -> BTreeSet<u16> {
+        let rows = world.kernel.tables.rows(Family::V4, SetName::StickyEndpoints);
+        rows.filter_map(|(key, _)| group_of_key(key)).map(Handle::endpoint).collect()
+    };
+    let mut world = World::new();
+    for endpoints in [&[1, 2][..], &[1], &[1, 3], &[3], &[3, 1]] {
+        world.stage(1, &web(endpoints, Some(60)));
+        world.commit();
+    }
+    assert_eq!(numbers(&world), [3, 4].into(), "1 and 2 are remembered by some still");
+}
+
 #[test]
 fn an_unused_timeout_has_no_chain() {
     let remember = |world: &World| -> Vec<String> {

@@ -291,7 +291,7 @@ fn local_cluster_ips_check(ipvs: bool) -> Vec<Rule> {
         let mut statements = vec![
             Statement::CtStatusDnat { negated: true },
             in_set(&[Field::Daddr], set),
-            not_in_set(&[Field::Daddr], SetName::NodePortIps),
+            not_in_set(&[Field::Daddr], SetName::NodeIps),
         ];
         statements.extend(more);
         statements.push(verdict);

@@ -3,10 +3,11 @@
 use crate::nft::schema::{Chain, SetName, Slots};
 
 impl SetName {
-    pub const ALL: [SetName; 29] = [
+    pub const ALL: [SetName; 30] = [
         SetName::ClusterIps,
         SetName::ServiceCidrs,
         SetName::NodePortIps,
+        SetName::NodeIps,
         SetName::Hairpin,
         SetName::Firewalled,
         SetName::SourceRanges,
@@ -41,6 +42,7 @@ impl SetName {
             SetName::ClusterIps => "cluster-ips",
             SetName::ServiceCidrs => "service-cidrs",
             SetName::NodePortIps => "nodeport-ips",
+            SetName::NodeIps => "node-ips",
             SetName::Hairpin => "hairpin",
             SetName::Firewalled => "firewalled",
             SetName::SourceRanges => "source-ranges",

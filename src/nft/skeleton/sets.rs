@@ -58,6 +58,9 @@ fn definition(name: SetName) -> (&'static [Field], Data, &'static str) {
         SetName::NodePortIps => {
             (&[Field::Daddr], Data::None, "Addresses of this node that accept NodePorts")
         }
+        SetName::NodeIps => {
+            (&[Field::Daddr], Data::None, "Addresses of this node, whatever Services claim")
+        }
         SetName::Hairpin => (
             &[Field::Saddr, Field::Daddr],
             Data::None,

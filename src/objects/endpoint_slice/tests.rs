@@ -33,7 +33,9 @@ fn a_slice_is_read() {
         "ports": [{"name": "", "port": 80}, {"name": "dns", "protocol": "UDP", "port": 53}],
         "endpoints": [{"addresses": ["010.0.0.1", "10.0.0.9"], "nodeName": "node-1"},
                       {"addresses": ["10.0.0.2"], "nodeName": "node-2", "conditions": {"ready": false}},
-                      {"addresses": ["10.0.0.3"], "conditions": {"ready": false, "serving": false, "terminating": true}}],
+                      {"addresses": ["10.0.0.3"], "conditions": {"ready": false, "serving": false, "terminating": true}},
+                      {"addresses": ["10.0.0.4"], "conditions": {"serving": false}},
+                      {"addresses": ["10.0.0.5"], "conditions": {"ready": null, "serving": null, "terminating": null}}],
     }));
     assert_eq!(slice.service, ObjectName::new("ns", "svc"));
     assert_eq!(slice.trigger_time, Some(1_000_000_005));
@@ -41,7 +43,16 @@ fn a_slice_is_read() {
         slice.ports.iter().map(|it| format!("{}/{}/{}", it.name, it.protocol, it.port)).collect();
     assert_eq!(ports, ["/tcp/80", "dns/udp/53"]);
     let shown: Vec<String> = slice.endpoints.iter().map(show).collect();
-    assert_eq!(shown, ["10.0.0.1 ready serving local", "10.0.0.2 serving", "10.0.0.3 terminating"]);
+    assert_eq!(
+        shown,
+        [
+            "10.0.0.1 ready serving local",
+            "10.0.0.2 serving",
+            "10.0.0.3 terminating",
+            "10.0.0.4 ready",
+            "10.0.0.5 ready serving"
+        ]
+    );
 }
 
 /// TestEndpointInfoByServicePort: nil port is harmless. TestEndpointsMapFromESC.

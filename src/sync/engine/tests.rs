@@ -329,6 +329,7 @@ fn trigger_times_are_told_once_and_only_when_the_kernel_has_what_they_caused() {
             host.kernel.fail_commit(1, failure);
         }
         host.engine.apply(Change::SliceApplied(slice));
+        assert_eq!(host.engine.touched.triggers, [], "each event would walk along all before it");
         if failure.is_some() {
             assert!(host.pass().is_none(), "{failure:?}");
         }
@@ -336,6 +337,22 @@ fn trigger_times_are_told_once_and_only_when_the_kernel_has_what_they_caused() {
         let told: Vec<_> = host.settle_telling().into_iter().flat_map(|it| it.triggers).collect();
         assert_eq!(told, [(Family::V4, at)], "{failure:?}");
     }
+}
+
+/// As upstream: nobody knows any more which of the Service's changes the slice that is gone was the cause of.
+#[test]
+fn a_slice_that_goes_takes_its_services_trigger_times_with_it() {
+    let mut host = Host::started();
+    host.engine.apply(Change::ServiceApplied(service("ns/a", "10.96.0.1")));
+    for (n, title) in [(1, "ns/a-1"), (2, "ns/a-2")] {
+        let mut slice = slice(title, "ns/a", &[&format!("10.1.0.{n}")]);
+        slice.trigger_time = Some(n);
+        host.engine.apply(Change::SliceApplied(slice));
+    }
+    host.engine.apply(Change::SliceDeleted(name("ns/a-1")));
+    let told: Vec<_> = host.settle_telling().into_iter().flat_map(|it| it.triggers).collect();
+    assert_eq!(told, []);
+    assert_eq!(host.backends(1), [ip("10.1.0.2")]);
 }
 
 #[test]

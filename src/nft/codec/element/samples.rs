@@ -51,7 +51,7 @@ fn any_key(family: Family, set: SetName) -> BoxedStrategy<Key> {
             .prop_map(|(protocol, port)| NodePortKey { protocol, port })
     };
     match set {
-        SetName::ClusterIps | SetName::NodePortIps | SetName::IpvsDraining => {
+        SetName::ClusterIps | SetName::NodePortIps | SetName::NodeIps | SetName::IpvsDraining => {
             address().prop_map(Key::Address).boxed()
         }
         SetName::ServiceCidrs => any_net(family).prop_map(Key::Range).boxed(),

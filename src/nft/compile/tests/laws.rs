@@ -22,20 +22,39 @@ proptest! {
     #[test]
     fn incremental_equals_from_scratch(steps in vec(step(), 1..24)) {
         let mut world = World::new();
+        // Whose addresses each owner has, as staged and as committed.
+        let (mut identities, mut confirmed) = ([0, 1, 2, 3], [0, 1, 2, 3]);
         for step in steps {
             match step {
-                Step::Stage(owner, forwarding) => world.stage(owner, &forwarding),
-                Step::Commit => drop(world.commit()),
-                Step::Reject => world.reject(),
+                Step::Stage(owner, recipe) => {
+                    world.stage(owner, &of_recipe(identities[owner as usize], recipe));
+                }
+                Step::Remove(owner) => world.stage(owner, &ServiceForwarding::default()),
+                Step::Exchange(pair, recipes) => {
+                    identities.swap(pair[0] as usize, pair[1] as usize);
+                    for (owner, recipe) in pair.into_iter().zip(recipes) {
+                        world.stage(owner, &of_recipe(identities[owner as usize], recipe));
+                    }
+                }
+                Step::Commit => {
+                    world.commit();
+                    confirmed = identities;
+                }
+                Step::Reject => {
+                    world.reject();
+                    identities = confirmed;
+                }
                 Step::Restart => {
                     // Whatever was staged and not committed is lost with the process.
                     world.desired = world.confirmed.clone();
+                    identities = confirmed;
                     world.restart();
                     assert_eq!(world.commit(), 0, "nothing has changed");
                 }
                 Step::RestartChanged => {
                     world.restart();
                     world.commit();
+                    confirmed = identities;
                 }
             }
         }
@@ -117,7 +136,10 @@ fn tamper(
 
 #[derive(Clone, Debug)]
 enum Step {
-    Stage(u32, ServiceForwarding),
+    Stage(u32, Recipe),
+    Remove(u32),
+    /// Each takes over the addresses of the other.
+    Exchange([u32; 2], [Recipe; 2]),
     Commit,
     Reject,
     /// The process restarts; what is wanted is what was committed.
@@ -128,8 +150,10 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        8 => (0_u32..4).prop_flat_map(|owner| forwarding(owner).prop_map(move |it| Step::Stage(owner, it))),
-        1 => (0_u32..4).prop_map(|owner| Step::Stage(owner, ServiceForwarding::default())),
+        8 => (0_u32..4, recipe()).prop_map(|(owner, recipe)| Step::Stage(owner, recipe)),
+        1 => (0_u32..4).prop_map(Step::Remove),
+        1 => ([0_u32..4, 0_u32..4], [recipe(), recipe()])
+            .prop_map(|(pair, recipes)| Step::Exchange(pair, recipes)),
         3 => Just(Step::Commit),
         1 => Just(Step::Reject),
         1 => Just(Step::Restart),
@@ -137,16 +161,25 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// A random Service; owners never claim the same frontends, but share endpoints.
+/// All of a random Service but its addresses.
+type Recipe = Vec<([bool; 7], u8, Vec<Backend>, Vec<Backend>, u8)>;
+
+fn recipe() -> impl Strategy<Value = Recipe> {
+    vec((any::<[bool; 7]>(), 0..3_u8, endpoints(), endpoints(), 0..3_u8), 1..3)
+}
+
+/// With the addresses of an identity; different ones never claim the same frontends, but share endpoints.
+fn of_recipe(identity: u32, recipe: Recipe) -> ServiceForwarding {
+    let ports = recipe.into_iter().zip([80, 443]);
+    let ports = ports.map(|((flags, affinity, cluster, local, without), number)| {
+        random_port(identity, number, flags, affinity, (cluster, local), without)
+    });
+    ServiceForwarding { ports: ports.collect(), health_check: None, ipvs_scheduler: None }
+}
+
+/// A random Service.
 pub(crate) fn forwarding(owner: u32) -> impl Strategy<Value = ServiceForwarding> {
-    let ports = vec((any::<[bool; 7]>(), 0..3_u8, endpoints(), endpoints(), 0..3_u8), 1..3);
-    ports.prop_map(move |ports| {
-        let ports = ports.into_iter().zip([80, 443]);
-        let ports = ports.map(|((flags, affinity, cluster, local, without), number)| {
-            random_port(owner, number, flags, affinity, (cluster, local), without)
-        });
-        ServiceForwarding { ports: ports.collect(), health_check: None, ipvs_scheduler: None }
-    })
+    recipe().prop_map(move |it| of_recipe(owner, it))
 }
 
 fn endpoints() -> impl Strategy<Value = Vec<Backend>> {

@@ -112,8 +112,7 @@ pub(crate) fn metadata_only(
     figures.extend([
         Figure::new(&format!("{what}: past the watch room"), shape, past, "").must(0.0),
         Figure::new(&format!("{what}: syncs"), shape, proxy.syncs() - syncs, "").must(0.0),
-        Figure::new(&format!("{what}: commits"), shape, f64::from(commits.count()), "")
-            .must(0.0),
+        Figure::new(&format!("{what}: commits"), shape, f64::from(commits.count()), "").must(0.0),
         Figure::new("CPU per such slice", shape, cpu, "ms"),
     ]);
 }

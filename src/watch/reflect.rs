@@ -59,8 +59,9 @@ pub struct WatchPace {
     pub silence: Duration,
     /// A list must bring something within this time.
     pub list_silence: Duration,
-    /// A watch of which nothing has come for so long, not even a bookmark, of which there is one a minute, is begun anew
-    /// after a look whether the server is still as far as it was.
+    /// A watch of which nothing has come for so long, not even a bookmark, of which there is one a minute as a rule, is begun
+    /// anew after a look whether the server is still as far as it was. Where nothing happens and etcd seldom says how far
+    /// it is, there are none, so this is longer than it need be: it must not cost the server much.
     pub unheard: Duration,
     /// How often to look for a resource that the server lacks.
     pub absent_retry: Duration,
@@ -77,7 +78,7 @@ impl Default for WatchPace {
             relist_spread: Duration::from_secs(5),
             silence: Duration::from_secs(25),
             list_silence: Duration::from_secs(60),
-            unheard: Duration::from_secs(150),
+            unheard: Duration::from_secs(300),
             absent_retry: Duration::from_secs(300),
             watch_timeout: Duration::from_secs(300),
         }

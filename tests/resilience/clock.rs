@@ -93,6 +93,6 @@ fn jump(file: &Path, seconds: i64) {
 /// Of the last line that begins with a date.
 fn year(log: &Path) -> String {
     let log = read_to_string(log).unwrap_or_default();
-    let years = log.lines().filter_map(|line| line.split_once('-')).map(|(year, _)| year);
-    years.filter(|it| it.len() == 4).next_back().unwrap_or_default().to_owned()
+    let mut years = log.lines().filter_map(|line| line.split_once('-')).map(|(year, _)| year);
+    years.rfind(|it| it.len() == 4).unwrap_or_default().to_owned()
 }

@@ -23,6 +23,10 @@ use tracing_subscriber::{Layer, Registry, reload};
 
 use crate::config::{Logging, Notice};
 
+mod patient;
+
+use patient::Patient;
+
 const OURS: &str = env!("CARGO_CRATE_NAME");
 
 type Handle = reload::Handle<Wanted, Registry>;
@@ -32,11 +36,14 @@ static LIVE: OnceLock<Handle> = OnceLock::new();
 
 /// Makes the process log; once, before anything else logs. A second call only says so.
 pub fn init(settings: &Logging) {
+    let json = settings.json;
+    let stderr = move || Patient { stream: std::io::stderr(), json };
     let writer = if settings.split_stream {
-        let stdout = std::io::stdout.with_min_level(Level::INFO);
-        BoxMakeWriter::new(std::io::stderr.with_max_level(Level::WARN).or_else(stdout))
+        let stdout = move || Patient { stream: std::io::stdout(), json };
+        let stdout = stdout.with_min_level(Level::INFO);
+        BoxMakeWriter::new(stderr.with_max_level(Level::WARN).or_else(stdout))
     } else {
-        BoxMakeWriter::new(std::io::stderr)
+        BoxMakeWriter::new(stderr)
     };
     let (subscriber, handle) = subscriber(settings, writer);
     if tracing::subscriber::set_global_default(subscriber).is_err() {

@@ -1,9 +1,14 @@
 //! What a proxy has to survive: other copies of itself, other programs, a kernel that fails, and its own death.
 
+mod api_server;
 mod certificates;
+mod clock;
+mod cluster;
 mod conntrack_full;
+mod descriptors;
 mod disk_full;
 mod dump;
+mod ending;
 mod faulty;
 mod interfaces;
 mod killed;

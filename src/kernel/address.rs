@@ -9,7 +9,7 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 use rustix::net::netdevice::index_to_name_inlined;
 
 use super::KernelError;
-use super::channel::{Channel, Failure};
+use super::channel::{Channel, Failure, Link};
 use crate::ipvs::codec::link;
 use crate::ipvs::schema::INTERFACE;
 use crate::nft::codec::wire::{NLM_F_DUMP, NLM_F_REQUEST, Writer, find, ne32};
@@ -82,6 +82,12 @@ impl Addresses {
             }
         }
         if addresses.outdated { Err(restless()) } else { Ok(addresses) }
+    }
+
+    /// Puts something between us and the kernel's notifications, which makes faults.
+    pub fn through(mut self, link: impl Link + 'static) -> Addresses {
+        self.events.set_link(Box::new(link));
+        self
     }
 
     /// All addresses, loopback included, as they were last read.

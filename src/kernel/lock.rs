@@ -89,13 +89,12 @@ impl NamespaceLock {
 
     /// Keeps the lock until the process ends, and lets those connect who want to know who holds it. Blocks the thread
     /// for good.
-    pub fn keep(&self) -> io::Error {
+    pub fn keep(&self) -> ! {
         loop {
-            // Who connects has learned from the kernel already what there is to know.
-            if let Err(error) = self.listener.accept()
-                && !matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::ConnectionAborted)
-            {
-                return error;
+            // Who connects has learned from the kernel already what there is to know, also while we cannot accept because
+            // there are no descriptors left.
+            if self.listener.accept().is_err() {
+                std::thread::sleep(PATIENCE);
             }
         }
     }

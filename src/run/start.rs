@@ -1,5 +1,7 @@
 //! Starts everything around the sync loop, and the loop.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel as queue};
@@ -11,7 +13,7 @@ use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 
 use super::turn::Turn;
-use super::{Ending, Shell, Stop, cleanup};
+use super::{Ending, Shell, cleanup};
 use crate::config::{Config, NodePortSelector, Source};
 use crate::conntrack::Sweep;
 use crate::kernel::netlink::NetlinkKernel;
@@ -37,9 +39,9 @@ const LISTEN_AGAIN: Duration = Duration::from_secs(5);
 /// How long the first write waits for the own Node's addresses if NodePorts depend on them, as kube-proxy does.
 const NODE_PATIENCE: Duration = Duration::from_secs(30);
 
-/// Pauses between attempts to delete stale flows.
-const FIRST_SWEEP_RETRY: Duration = Duration::from_millis(500);
-const LONGEST_SWEEP_RETRY: Duration = Duration::from_secs(30);
+/// Pauses between attempts to delete stale flows, or to follow the host's addresses.
+const FIRST_RETRY: Duration = Duration::from_millis(500);
+const LONGEST_RETRY: Duration = Duration::from_secs(30);
 
 /// Runs the loop on this thread until the end is asked for.
 pub(super) fn sync(shell: &Shell, outbox: Outbox) -> anyhow::Result<()> {
@@ -71,7 +73,7 @@ pub(super) fn sync(shell: &Shell, outbox: Outbox) -> anyhow::Result<()> {
     // them by then.
     let side = sender.side();
     side.send(Change::HostAddresses(addresses.current().clone()));
-    follow_addresses(addresses, side, shell.stop.clone())?;
+    follow_addresses(addresses, side)?;
     let (sweeps, sweeper) = start_sweeper(shell.metrics.clone())?;
     let health_checks = start_health_checks(shell, recorder.clone());
     let watching = Watching {
@@ -272,24 +274,42 @@ pub(super) async fn watch_source(
 }
 
 /// Tells the loop the host's addresses whenever they change.
-fn follow_addresses(mut addresses: Addresses, side: SideSender, stop: Stop) -> anyhow::Result<()> {
+fn follow_addresses(addresses: Addresses, side: SideSender) -> anyhow::Result<()> {
     let follow = move || {
-        let mut told = true;
-        while told {
-            match addresses.changed() {
-                Ok(now) => told = side.send(Change::HostAddresses(now.clone())),
-                Err(failure) => {
-                    stop.ask(Ending::Failed(format!(
-                        "cannot follow the host's addresses: {failure}"
-                    )));
-                    return;
-                }
-            }
-        }
+        tell_addresses(addresses, FIRST_RETRY, |now| side.send(Change::HostAddresses(now.clone())))
     };
     // Nobody joins this thread: it waits for the kernel, and ends with the process.
     let thread = std::thread::Builder::new().name("addresses".to_owned()).spawn(follow);
     thread.map(drop).context("cannot start the thread that follows the host's addresses")
+}
+
+/// Tells the addresses whenever they change, until `tell` returns `false`.
+///
+/// What the kernel has no memory for now, or no descriptor, it may have later; until then those that were read last are
+/// good for nearly everything. It is tried again with other sockets, in case it is they that are broken.
+fn tell_addresses(
+    mut addresses: Addresses,
+    first_retry: Duration,
+    mut tell: impl FnMut(&BTreeSet<IpAddr>) -> bool,
+) {
+    let mut wait = first_retry;
+    loop {
+        match addresses.changed() {
+            Ok(now) if !tell(now) => return,
+            Ok(_) => wait = first_retry,
+            Err(failure) => {
+                warn!(%failure, ?wait, "the host's addresses cannot be followed; going on with those that are known");
+                std::thread::sleep(wait);
+                wait = (wait * 2).min(LONGEST_RETRY);
+                if let Ok(opened) = Addresses::new() {
+                    addresses = opened;
+                    if !tell(addresses.current()) {
+                        return;
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// The thread that looks for stale UDP flows, off the loop's path; it ends when the loop does.
@@ -304,7 +324,7 @@ fn start_sweeper(metrics: Metrics) -> anyhow::Result<(Sender<Sweep>, JoinHandle<
 /// Takes sweeps until nobody sends any more. What fails is tried again, together with what came meanwhile.
 fn sweep_all(sweeps: &Receiver<Sweep>, conntrack: &mut Conntrack, metrics: &Metrics) {
     while let Ok(mut todo) = sweeps.recv() {
-        let mut wait = FIRST_SWEEP_RETRY;
+        let mut wait = FIRST_RETRY;
         loop {
             sweeps.try_iter().for_each(|later| todo.merge(later));
             if sweep(&todo, conntrack, metrics) {
@@ -315,7 +335,7 @@ fn sweep_all(sweeps: &Receiver<Sweep>, conntrack: &mut Conntrack, metrics: &Metr
                 Err(RecvTimeoutError::Timeout) => (),
                 Err(RecvTimeoutError::Disconnected) => return,
             }
-            wait = (wait * 2).min(LONGEST_SWEEP_RETRY);
+            wait = (wait * 2).min(LONGEST_RETRY);
         }
     }
 }
@@ -399,4 +419,36 @@ async fn keep_health_checks(
 #[expect(clippy::disallowed_methods, reason = "how long a sweep takes is a metric")]
 fn now() -> Instant {
     Instant::now()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use netlink_sys::Socket;
+
+    use super::*;
+    use crate::kernel::channel::Link;
+
+    /// Notifications for which the kernel has no memory.
+    struct NoMemory;
+
+    impl Link for NoMemory {
+        fn receive(&mut self, _: &Socket, _: &mut Vec<u8>) -> io::Result<usize> {
+            const ENOMEM: i32 = 12;
+            Err(io::Error::from_raw_os_error(ENOMEM))
+        }
+    }
+
+    #[test]
+    fn addresses_that_cannot_be_followed_for_a_while_are_read_anew() {
+        let addresses = Addresses::new().unwrap();
+        let known = addresses.current().clone();
+        let mut told = Vec::new();
+        tell_addresses(addresses.through(NoMemory), Duration::from_millis(1), |now| {
+            told.push(now.clone());
+            false
+        });
+        assert_eq!(told, [known]);
+    }
 }

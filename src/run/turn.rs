@@ -3,9 +3,10 @@
 //! Both would write the same tables, each undoing what the other did. While it waits the second one follows the
 //! objects, so that it can go on where the first has left off; it reads and writes no tables.
 
+use std::convert::Infallible;
 use std::thread::Builder;
 
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use super::Shell;
 use crate::kernel::lock::{Holder, LockError, NamespaceLock};
@@ -85,14 +86,7 @@ impl Turn {
 /// Holds the lock until the process ends.
 fn keep(lock: NamespaceLock) {
     // Nobody joins this thread: it waits for connections, and ends with the process.
-    let kept = Builder::new().name("lock".to_owned()).spawn(move || {
-        let failure = lock.keep();
-        error!(%failure, "the lock of the network namespace answers nobody any more");
-        // Whoever waits for it shall go on waiting.
-        loop {
-            std::thread::park();
-        }
-    });
+    let kept = Builder::new().name("lock".to_owned()).spawn(move || -> Infallible { lock.keep() });
     if let Err(failure) = kept {
         warn!(%failure, "cannot keep the lock of the network namespace; another copy would not wait");
     }

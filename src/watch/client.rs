@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use http::header::{ACCEPT, RETRY_AFTER, USER_AGENT};
+use http::header::{ACCEPT, CONTENT_TYPE, DATE, RETRY_AFTER, USER_AGENT};
 use http::{HeaderValue, Request, Response};
 use http_body_util::{BodyExt, Limited};
+use jiff::fmt::rfc2822;
 use kube::client::Body;
 use kube::config::{Cluster, KubeConfigOptions, Kubeconfig};
 use serde::Deserialize;
@@ -171,7 +172,7 @@ impl ApiClient {
         self.send(request).await.map(drop)
     }
 
-    /// Sends a request and waits for the head of the response, which is 2xx or 3xx then.
+    /// Sends a request and waits for the head of the response, which is 2xx and announces JSON then.
     pub(super) async fn send(
         &self,
         mut request: Request<Vec<u8>>,
@@ -194,7 +195,13 @@ impl ApiClient {
             observe(&RequestSeen { method: method.as_str(), host, code, took: began.elapsed() });
         }
         let result = match answer {
-            Ok(Ok(response)) if response.status().as_u16() < 400 => Ok(response),
+            Ok(Ok(response)) if response.status().as_u16() < 300 => match foreign_type(&response) {
+                Some(kind) => {
+                    let what = format!("the answer is {kind}, not JSON");
+                    Err(ApiError::new(Trouble::Garbage, &doing, what))
+                }
+                None => Ok(response),
+            },
             Ok(Ok(response)) => Err(self.refusal(&doing, response).await),
             Ok(Err(error)) => Err(ApiError::transport(&doing, &error)),
             Err(_) => {
@@ -404,9 +411,23 @@ fn may_be_cured_by_other_files(trouble: Trouble) -> bool {
     matches!(trouble, Trouble::Unauthorized | Trouble::Tls | Trouble::Connect | Trouble::Broken)
 }
 
+/// What a successful answer is if it says that it is no JSON.
+fn foreign_type<B>(response: &Response<B>) -> Option<String> {
+    let kind = response.headers().get(CONTENT_TYPE)?.to_str().ok()?;
+    (!kind.contains("json")).then(|| kind.chars().take(40).collect())
+}
+
+/// How long the server asks to wait. API servers tell seconds, load balancers also a date: that is compared with the date
+/// of the answer, because our own clock may be wrong.
 fn retry_after<B>(response: &Response<B>) -> Option<Duration> {
-    let seconds = response.headers().get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
-    Some(Duration::from_secs(seconds))
+    let text = |name| response.headers().get(name)?.to_str().ok().map(str::trim);
+    let asked = text(RETRY_AFTER)?;
+    if let Ok(seconds) = asked.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = |text: &str| rfc2822::DateTimeParser::new().parse_timestamp(text).ok();
+    let wait = date(asked)?.duration_since(date(text(DATE)?)?);
+    Some(wait.try_into().unwrap_or_default())
 }
 
 /// What a `Status` object says, or the beginning of whatever else the body is.
@@ -473,5 +494,26 @@ mod tests {
             let kubeconfig = Kubeconfig::from_yaml(&yaml).unwrap();
             assert_eq!(tls(&kubeconfig), expected, "{yaml}");
         }
+    }
+
+    #[test]
+    fn the_server_may_say_how_long_to_wait_in_two_ways() {
+        let now = ("date", "Wed, 21 Oct 2015 07:28:00 GMT");
+        check(&[("retry-after", "7")], Some(7));
+        check(&[("retry-after", "Wed, 21 Oct 2015 07:29:30 GMT"), now], Some(90));
+        check(&[("retry-after", "Wed, 21 Oct 2015 07:27:00 GMT"), now], Some(0));
+        check(&[("retry-after", "Wed, 21 Oct 2015 07:29:30 GMT")], None);
+        check(&[("retry-after", "soon"), now], None);
+        check(&[("retry-after", "-1"), now], None);
+        check(&[now], None);
+    }
+
+    #[track_caller]
+    fn check(headers: &[(&'static str, &'static str)], seconds: Option<u64>) {
+        let mut response = Response::new(());
+        for (name, value) in headers {
+            response.headers_mut().insert(*name, HeaderValue::from_static(value));
+        }
+        assert_eq!(retry_after(&response), seconds.map(Duration::from_secs), "{headers:?}");
     }
 }

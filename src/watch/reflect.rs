@@ -14,6 +14,7 @@
 //! before the first is handed on, `Retry-After` is lost, and a line cut in two is passed over in silence.
 
 pub(super) mod message;
+mod progress;
 mod recovery;
 
 use std::sync::Arc;
@@ -58,6 +59,10 @@ pub struct WatchPace {
     pub silence: Duration,
     /// A list must bring something within this time.
     pub list_silence: Duration,
+    /// A watch of which nothing has come for so long, not even a bookmark, of which there is one a minute as a rule, is begun
+    /// anew after a look whether the server is still as far as it was. Where nothing happens and etcd seldom says how far
+    /// it is, there are none, so this is longer than it need be: it must not cost the server much.
+    pub unheard: Duration,
     /// How often to look for a resource that the server lacks.
     pub absent_retry: Duration,
     /// The server ends a watch after a random time between this and twice this, so that the load of all nodes spreads
@@ -73,6 +78,7 @@ impl Default for WatchPace {
             relist_spread: Duration::from_secs(5),
             silence: Duration::from_secs(25),
             list_silence: Duration::from_secs(60),
+            unheard: Duration::from_secs(300),
             absent_retry: Duration::from_secs(300),
             watch_timeout: Duration::from_secs(300),
         }
@@ -95,12 +101,15 @@ pub(super) struct Reflector<'a> {
     /// Where to go on watching. `None`: everything has to be listed.
     version: Option<String>,
     freshness: Freshness,
+    /// When the server has said last that it is as far as `version`.
+    heard: Instant,
     /// The server took a streaming list and then sent nothing: ask for pages until a list is complete.
     stream_stalled: bool,
     /// Since when the watch is complete and following.
     following: Option<Instant>,
     /// Failures in a row.
     failures: u32,
+    /// Lines in a row that made no sense.
     garbage: u32,
     /// The trouble that was logged last and is not over.
     reported: Option<Trouble>,
@@ -151,6 +160,7 @@ impl<'a> Reflector<'a> {
             versions: Versions::default(),
             version: None,
             freshness: Freshness::Cached,
+            heard: Instant::now(),
             stream_stalled: false,
             following: None,
             failures: 0,
@@ -164,7 +174,7 @@ impl<'a> Reflector<'a> {
         loop {
             let end = match self.version.clone() {
                 None => self.list().await,
-                Some(version) => self.watch(&version).await,
+                Some(version) => self.resume(&version).await,
             };
             if self.hand_on().await.is_err() {
                 return;
@@ -216,8 +226,9 @@ impl<'a> Reflector<'a> {
             let metadata = self.page(response.into_body()).await?;
             page = metadata.next.filter(|it| !it.is_empty());
             if page.is_none() {
-                self.end_list(metadata.version.clone()).await?;
-                return Ok(metadata.version);
+                let version = self.complete(metadata.version)?;
+                self.end_list(version.clone()).await?;
+                return Ok(version);
             }
         }
     }
@@ -235,8 +246,13 @@ impl<'a> Reflector<'a> {
                 }
             }
         }
+        Ok(self.metadata(&items)?)
+    }
+
+    /// What a list says besides its objects, once all of it has come.
+    fn metadata(&self, items: &Items) -> Result<ListMetadata, ApiError> {
         if items.is_cut() {
-            return Err(self.failure(Trouble::Broken, "the list ended too early").into());
+            return Err(self.failure(Trouble::Broken, "the list ended too early"));
         }
         let list: List = serde_json::from_slice(items.envelope())
             .map_err(|error| self.failure(Trouble::Garbage, format!("not a list: {error}")))?;
@@ -252,6 +268,7 @@ impl<'a> Reflector<'a> {
 
     async fn end_list(&mut self, version: String) -> Result<(), End> {
         self.version = Some(version);
+        self.heard = Instant::now();
         self.freshness = Freshness::Newest;
         self.stream_stalled = false;
         self.hand_on().await?;
@@ -278,8 +295,7 @@ impl<'a> Reflector<'a> {
         loop {
             let silence = match phase {
                 Phase::Initial => self.pace.list_silence,
-                Phase::Following if http2 => self.pace.watch_timeout.saturating_mul(3),
-                Phase::Following => self.pace.silence,
+                Phase::Following => self.patience(http2),
             };
             match self.frame(&mut body, silence).await {
                 Ok(Some(bytes)) => lines.feed(&bytes),
@@ -337,19 +353,18 @@ impl<'a> Reflector<'a> {
     }
 
     async fn bookmark(&mut self, object: &[u8], phase: Phase) -> Result<Phase, End> {
-        let bookmark: List = serde_json::from_slice(object)
-            .map_err(|error| self.failure(Trouble::Garbage, format!("not a bookmark: {error}")))?;
+        let bookmark: List = serde_json::from_slice(object).map_err(|error| {
+            self.garbage += 1;
+            self.failure(Trouble::Garbage, format!("not a bookmark: {error}"))
+        })?;
         let ends = bookmark.metadata.annotations.is_some_and(|it| it.initial_events_end.is_some());
-        self.garbage = 0;
-        match phase {
-            Phase::Following => self.version = Some(bookmark.metadata.version),
-            Phase::Initial if ends => {
-                self.end_list(bookmark.metadata.version).await?;
-                self.now_following();
-                return Ok(Phase::Following);
-            }
-            Phase::Initial => (),
+        if phase == Phase::Initial && ends {
+            let version = self.complete(bookmark.metadata.version)?;
+            self.end_list(version).await?;
+            self.now_following();
+            return Ok(Phase::Following);
         }
+        self.note_version(bookmark.metadata.version, phase);
         Ok(phase)
     }
 
@@ -358,6 +373,7 @@ impl<'a> Reflector<'a> {
         match serde_json::from_slice::<Status>(text) {
             Ok(status) => ApiError::answered(&self.doing(), status.code, &status.message),
             Err(_) => {
+                self.garbage += 1;
                 let start: String = String::from_utf8_lossy(text).chars().take(80).collect();
                 self.failure(Trouble::Garbage, format!("not a watch event: {start}"))
             }
@@ -433,17 +449,6 @@ impl<'a> Reflector<'a> {
         false
     }
 
-    /// The watch is to go on from here. An outdated event must not take it back.
-    fn note_version(&mut self, version: String, phase: Phase) {
-        self.garbage = 0;
-        let number = |it: &str| it.parse::<u64>().ok();
-        let known = self.version.as_deref().and_then(number);
-        let is_back = number(&version).zip(known).is_some_and(|(new, known)| new < known);
-        if phase == Phase::Following && !version.is_empty() && !is_back {
-            self.version = Some(version);
-        }
-    }
-
     /// Returns the version of an object that has none that could be read.
     fn skip_unreadable(&self, why: &serde_json::Error) -> String {
         self.stats.count_error(Trouble::Garbage);
@@ -492,6 +497,12 @@ impl<'a> Reflector<'a> {
                 return Ok(Some(bytes));
             }
         }
+    }
+
+    /// How long a watch may be silent. Over HTTP/2, pings tell a quiet server from a dead one.
+    fn patience(&self, http2: bool) -> Duration {
+        let unheard = self.pace.unheard.saturating_sub(self.heard.elapsed());
+        if http2 { unheard } else { unheard.min(self.pace.silence) }
     }
 
     fn watch_seconds(&self) -> u64 {

@@ -99,6 +99,13 @@ impl Spec {
         })
     }
 
+    /// One object as it is now, for the sake of the version that comes with it.
+    pub(super) fn newest(&self) -> Request<Vec<u8>> {
+        self.request(|query| {
+            query.append_pair("limit", "1");
+        })
+    }
+
     /// A watch that begins with everything there is, in its newest state.
     pub(super) fn stream(&self, seconds: u64) -> Request<Vec<u8>> {
         self.request(|query| {
@@ -186,6 +193,7 @@ mod tests {
         let cases = [
             (spec.list(Freshness::Cached, None), "limit=500&resourceVersion=0"),
             (spec.list(Freshness::Newest, None), "limit=500"),
+            (spec.newest(), "limit=1"),
             (spec.list(Freshness::Cached, Some("a/b")), "limit=500&continue=a%2Fb"),
             (
                 spec.watch("7", 300),

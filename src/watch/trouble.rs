@@ -97,6 +97,8 @@ impl ApiError {
             404 => Trouble::NotFound,
             410 => Trouble::Gone,
             429 => Trouble::TooManyRequests,
+            // API servers send nobody elsewhere.
+            300..=399 => Trouble::Garbage,
             // After a restore of etcd the server's versions are below ours. It says so with a 504, which would be
             // retried for ever: nothing but a new list helps, as with 410.
             500..=599 if message.contains("Too large resource version") => Trouble::Gone,
@@ -184,8 +186,10 @@ fn advice(trouble: Trouble) -> String {
         Trouble::Silence => {
             "is the network in between dropping packets, or the API server overloaded?"
         }
+        Trouble::Garbage => {
+            "is that an API server, or does a proxy in between answer in its stead, with a login page perhaps?"
+        }
         Trouble::Broken
-        | Trouble::Garbage
         | Trouble::NotFound
         | Trouble::Gone
         | Trouble::TooManyRequests

@@ -51,7 +51,7 @@ fn fault(dice: &mut Dice) -> Fault {
     let after = dice.below(4);
     let line =
         dice.of(&["{\"type\":\"ADDED\",\"object\":{\"metad", "<html>Bad Gateway</html>", "null"]);
-    match dice.below(11) {
+    match dice.below(12) {
         0 => Fault::Status(410, None),
         1 => Fault::Status(429, Some(1)),
         2 => Fault::Status(500, None),
@@ -62,6 +62,7 @@ fn fault(dice: &mut Dice) -> Fault {
         7 => Fault::Cut { after, clean: true },
         8 => Fault::Cut { after, clean: false },
         9 => Fault::Insert { after, line: line.to_owned() },
+        10 => Fault::LoginPage,
         _ => Fault::Repeat,
     }
 }

@@ -92,7 +92,7 @@ fn live(node: &Node, proxy: &Proxy<'_>, random: &mut Random) {
 }
 
 /// Waits for transactions of whoever it may be, but not for ever: there may be nothing to write.
-fn after_transactions(node: &Node, more: u32) {
+pub(super) fn after_transactions(node: &Node, more: u32) {
     node.host().run(|| {
         let mut kernel = NetlinkKernel::new().unwrap();
         let start = kernel.generation().unwrap();

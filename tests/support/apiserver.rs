@@ -125,6 +125,10 @@ pub(crate) enum Ask {
 pub(crate) enum Fault {
     /// Answer with this status; `Retry-After` in seconds.
     Status(u16, Option<u64>),
+    /// Answer 200 and HTML, as a proxy in between does that wants to know who we are.
+    LoginPage,
+    /// Answer 200 and this.
+    Answer(String),
     /// Answer 200 and send an ERROR event with this code.
     ErrorEvent(u16),
     /// Close the TCP connection instead of answering.

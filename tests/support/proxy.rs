@@ -8,7 +8,7 @@
 use std::fs::{File, read_to_string};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -32,6 +32,7 @@ const END: Duration = Duration::from_secs(300);
 pub(crate) struct Proxy<'w> {
     namespace: &'w Namespace,
     arguments: Vec<String>,
+    environment: Vec<(String, String)>,
     log: PathBuf,
     child: Option<Child>,
 }
@@ -43,9 +44,18 @@ impl<'w> Proxy<'w> {
         arguments: Vec<String>,
         log: PathBuf,
     ) -> Result<Proxy<'w>, String> {
-        let mut proxy = Proxy { namespace, arguments, log, child: None };
+        let mut proxy = Proxy::prepare(namespace, arguments, log);
         proxy.run()?;
         Ok(proxy)
+    }
+
+    /// What [`Proxy::run`] and [`Proxy::spawn`] start.
+    pub(crate) fn prepare(
+        namespace: &'w Namespace,
+        arguments: Vec<String>,
+        log: PathBuf,
+    ) -> Proxy<'w> {
+        Proxy { namespace, arguments, environment: Vec::new(), log, child: None }
     }
 
     /// Starts the proxy and returns at once.
@@ -54,7 +64,7 @@ impl<'w> Proxy<'w> {
         arguments: Vec<String>,
         log: PathBuf,
     ) -> Result<Proxy<'w>, String> {
-        let mut proxy = Proxy { namespace, arguments, log, child: None };
+        let mut proxy = Proxy::prepare(namespace, arguments, log);
         proxy.spawn()?;
         Ok(proxy)
     }
@@ -73,6 +83,7 @@ impl<'w> Proxy<'w> {
         let child = self.namespace.run(|| {
             Command::new(env!("CARGO_BIN_EXE_kube-ferry"))
                 .args(&self.arguments)
+                .envs(self.environment.iter().map(|(name, value)| (name, value)))
                 .stdin(Stdio::null())
                 .stdout(output)
                 .stderr(log)
@@ -85,6 +96,11 @@ impl<'w> Proxy<'w> {
     /// Flags for the next start, besides those of the first.
     pub(crate) fn add_arguments(&mut self, arguments: &[String]) {
         self.arguments.extend(arguments.iter().cloned());
+    }
+
+    /// A variable for the next start.
+    pub(crate) fn set_variable(&mut self, name: &str, value: &Path) {
+        self.environment.push((name.to_owned(), value.display().to_string()));
     }
 
     /// Ends the process: `Signal::TERM` asks, `Signal::KILL` does not.

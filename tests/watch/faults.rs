@@ -1,5 +1,6 @@
 //! What goes wrong on the way, and that the right state comes out of it all the same.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use kube_ferry::model::Resource;
@@ -120,7 +121,8 @@ fn a_list_whose_body_never_comes_is_asked_for_in_pages() {
     let directory = tempfile::tempdir().unwrap();
     let mut rig = Rig::watch_hastily(&server.kubeconfig(directory.path(), None));
     rig.settle(&server);
-    assert!(server.requests_for("services").iter().any(|it| it.is_list()));
+    let pages = server.requests_for("services").into_iter().filter(|it| it.is_list());
+    assert!(pages.into_iter().any(|it| it.query["limit"] == "500"));
 }
 
 #[test]
@@ -138,7 +140,7 @@ fn repeated_and_reordered_events_do_no_harm() {
     rig.settle(&server);
     let applied = rig.story.iter().filter(|it| *it == "Service shop/s1").count();
     assert_eq!(applied, 7, "each version once: {:#?}", rig.story);
-    let outdated = rig.stats(Resource::Service).outdated.load(std::sync::atomic::Ordering::Relaxed);
+    let outdated = rig.stats(Resource::Service).outdated.load(Ordering::Relaxed);
     assert!(outdated > 50, "{outdated}");
 }
 
@@ -165,18 +167,111 @@ fn what_was_deleted_while_versions_expired_is_gone_after_the_new_list() {
     rig.settle(&server);
 }
 
+/// A restored etcd. The server takes the watches as if nothing were amiss, and tells them nothing.
 #[test]
 fn versions_that_went_back_are_noticed() {
-    let server = ApiServer::start();
+    for server in [ApiServer::start(), ApiServer::start_tls()] {
+        furnish(&server, 10);
+        let directory = tempfile::tempdir().unwrap();
+        let mut rig = Rig::watch_hastily(&server.kubeconfig(directory.path(), None));
+        rig.settle(&server);
+        rig.until_watching();
+        server.go_down();
+        server.restore_version(3);
+        stir(&server, 1);
+        server.come_up();
+        rig.settle(&server);
+        rig.until_watching();
+        assert!(rig.stats(Resource::Service).errors(Trouble::Gone) >= 1);
+        // Whoever is as far as the server is asked now and then, and lists nothing.
+        let lists = |rig: &Rig| rig.stats(Resource::Service).lists.load(Ordering::Relaxed);
+        let before = lists(&rig);
+        let asked = |server: &ApiServer| {
+            let requests = server.requests_for("services");
+            requests.iter().filter(|it| it.query.get("limit").is_some_and(|it| it == "1")).count()
+        };
+        let first = asked(&server);
+        rig.until("two more questions", |_| asked(&server) >= first + 2);
+        stir(&server, 2);
+        rig.settle(&server);
+        assert_eq!(lists(&rig), before);
+    }
+}
+
+/// Bookmarks without a version, and with an old one: the watch goes on from where it was.
+#[test]
+fn bookmarks_that_make_no_sense_take_nothing_away() {
+    for metadata in ["{}", "{\"resourceVersion\":\"\"}", "{\"resourceVersion\":\"2\"}"] {
+        let server = ApiServer::start();
+        furnish(&server, 10);
+        let line = format!("{{\"type\":\"BOOKMARK\",\"object\":{{\"metadata\":{metadata}}}}}");
+        // Within the list, where it ends nothing, and as all that a watch has to say.
+        let within = Fault::Insert { after: 1, line: line.clone() };
+        server.fail_next(On("services", Ask::Stream), [within]);
+        let mut rig = Rig::watch(&server);
+        rig.settle(&server);
+        rig.until_watching();
+        server.fail_next(On("services", Ask::Watch), [Fault::Answer(format!("{line}\n"))]);
+        server.drop_connections();
+        let watches = || server.requests_for("services").into_iter().filter(|it| it.is_watch());
+        rig.until("the next watch", |_| watches().count() == 2);
+        stir(&server, 1);
+        rig.settle(&server);
+        for request in watches() {
+            let from: u64 = request.query["resourceVersion"].parse().unwrap();
+            assert!(from > 2, "{request:?}");
+        }
+        assert_eq!(rig.stats(Resource::Service).lists.load(Ordering::Relaxed), 1);
+    }
+}
+
+/// Somebody in between who answers in the server's stead: nothing is taken for a list, and afterwards nothing has to be
+/// listed again.
+#[test]
+fn a_login_page_is_no_list_and_no_watch() {
+    let server = ApiServer::start_tls();
     furnish(&server, 10);
-    let mut rig = Rig::watch(&server);
+    server.fail_next(On("services", Ask::Any), [Fault::LoginPage, Fault::Status(302, None)]);
+    let directory = tempfile::tempdir().unwrap();
+    let mut rig = Rig::watch_with(&server.kubeconfig(directory.path(), None));
     rig.settle(&server);
     rig.until_watching();
-    server.go_down();
-    server.restore_version(3);
+    let before = rig.stats(Resource::Service).lists.load(Ordering::Relaxed);
+    let known = rig.known().clone();
+    let pages =
+        (0..8).map(|n| if n % 2 == 0 { Fault::LoginPage } else { Fault::Status(302, None) });
+    server.fail_next(On("services", Ask::Any), pages);
+    server.drop_connections();
+    rig.until("ten pages", |rig| rig.stats(Resource::Service).errors(Trouble::Garbage) == 10);
+    assert_eq!(*rig.known(), known);
     stir(&server, 1);
-    server.come_up();
     rig.settle(&server);
+    rig.until_watching();
+    assert_eq!(rig.stats(Resource::Service).lists.load(Ordering::Relaxed), before);
+}
+
+/// JSON that is no list must not pass for an empty one.
+#[test]
+fn an_answer_without_a_version_is_no_list() {
+    for text in
+        ["{}", "{\"metadata\":{}}", "{\"kind\":\"Status\",\"metadata\":{},\"items\":[]}", "null"]
+    {
+        let server = ApiServer::start();
+        furnish(&server, 10);
+        server.refuse_streaming_lists();
+        let mut rig = Rig::watch(&server);
+        rig.settle(&server);
+        rig.until_watching();
+        let before = rig.story.len();
+        server.fail_next(On("services", Ask::List), [Fault::Answer(text.to_owned())]);
+        server.compact();
+        server.drop_connections();
+        stir(&server, 1);
+        rig.settle(&server);
+        assert!(rig.stats(Resource::Service).errors(Trouble::Garbage) >= 1);
+        let listed = rig.story.iter().skip(before).filter(|it| *it == "Listed(Service)").count();
+        assert_eq!(listed, 1, "{:?}", rig.story);
+    }
 }
 
 #[test]
@@ -243,25 +338,26 @@ fn no_permission_for_service_cidrs_stops_nothing() {
     assert_eq!(rig.stats(Resource::ServiceCidr).state(), State::Absent);
 }
 
-/// An API server that has just started refuses what it will allow as soon as it has read all roles.
+/// An API server that has just started refuses what it will allow as soon as it has read all roles; one of several may be
+/// older than the others, and a load balancer without any has nothing at all.
 #[test]
-fn a_permission_that_is_missing_for_a_while_takes_no_service_cidr_away() {
-    let server = ApiServer::start();
-    furnish(&server, 2);
-    let mut rig = Rig::watch(&server);
-    rig.settle(&server);
-    rig.until_watching();
-    let before = rig.story.len();
-    let refusals = std::iter::repeat_n(Fault::Status(403, None), 2);
-    server.fail_next(On("servicecidrs", Ask::Any), refusals);
-    server.drop_connections();
-    rig.until("both refusals", |rig| {
-        rig.stats(Resource::ServiceCidr).errors(Trouble::Forbidden) == 2
-    });
-    rig.until_watching();
-    rig.settle(&server);
-    let listed = rig.story.iter().skip(before).any(|it| it == "Listed(ServiceCidr)");
-    assert!(!listed, "{:?}", rig.story);
+fn service_cidrs_that_are_missing_for_a_while_are_kept() {
+    for (code, trouble) in [(403, Trouble::Forbidden), (404, Trouble::NotFound)] {
+        let server = ApiServer::start();
+        furnish(&server, 2);
+        let mut rig = Rig::watch(&server);
+        rig.settle(&server);
+        rig.until_watching();
+        let before = rig.story.len();
+        let refusals = std::iter::repeat_n(Fault::Status(code, None), 2);
+        server.fail_next(On("servicecidrs", Ask::Any), refusals);
+        server.drop_connections();
+        rig.until("both refusals", |rig| rig.stats(Resource::ServiceCidr).errors(trouble) == 2);
+        rig.until_watching();
+        rig.settle(&server);
+        let listed = rig.story.iter().skip(before).any(|it| it == "Listed(ServiceCidr)");
+        assert!(!listed, "{:?}", rig.story);
+    }
 }
 
 #[test]
@@ -311,6 +407,7 @@ fn misfortune(server: &ApiServer, dice: &mut Dice) {
         Fault::Status(500, None),
         Fault::ErrorEvent(410),
         Fault::ErrorEvent(504),
+        Fault::LoginPage,
         Fault::DropConnection,
         Fault::Delay(Duration::from_millis(30)),
         Fault::Cut { after: dice.below(4), clean: true },

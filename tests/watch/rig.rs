@@ -43,6 +43,14 @@ impl Patience {
         }
     }
 
+    /// Only who is hasty asks whether the server is still as far as it was.
+    fn unheard(self) -> Duration {
+        match self {
+            Patience::Short => self.limit(),
+            Patience::Long | Patience::Pings => 10 * DEADLINE,
+        }
+    }
+
     fn ping(self) -> Duration {
         match self {
             Patience::Long | Patience::Short => self.limit(),
@@ -57,6 +65,7 @@ impl Patience {
             relist_spread: Duration::from_millis(20),
             silence: self.limit(),
             list_silence: self.limit(),
+            unheard: self.unheard(),
             absent_retry: Duration::from_millis(50),
             watch_timeout: Duration::from_secs(300),
         }

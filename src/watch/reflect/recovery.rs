@@ -42,16 +42,12 @@ impl Reflector<'_> {
                 return backoff.max(self.pace.relist_spread.mul_f64(random()));
             }
             Trouble::Refused => self.version = None,
-            Trouble::Garbage => {
-                self.garbage += 1;
-                if self.garbage >= GARBAGE_LIMIT {
-                    self.version = None;
-                }
-            }
+            Trouble::Garbage if self.garbage >= GARBAGE_LIMIT => self.version = None,
             Trouble::Connect
             | Trouble::Tls
             | Trouble::Silence
             | Trouble::Broken
+            | Trouble::Garbage
             | Trouble::Unauthorized
             | Trouble::Forbidden
             | Trouble::NotFound
@@ -71,13 +67,13 @@ impl Reflector<'_> {
         self.following.take().is_some_and(|since| since.elapsed() >= self.pace.settled)
     }
 
-    /// Whether the server or our role lacks an optional resource. A role that has had it loses it for a moment while an
-    /// API server starts and has not read all roles yet; that is a failure like others.
+    /// Whether the server or our role lacks an optional resource. What was there once is not taken away: a role loses it
+    /// for a moment while an API server starts and has not read all roles yet, and one of several servers may be older
+    /// than the others, or no API server at all but a load balancer that has none. Those are failures like others.
     pub(super) fn is_absent(&self, error: &ApiError) -> bool {
         let never_listed = self.freshness == Freshness::Cached;
-        let absent = error.trouble == Trouble::NotFound
-            || (error.trouble == Trouble::Forbidden && never_listed);
-        self.spec.optional && absent
+        let absent = matches!(error.trouble, Trouble::NotFound | Trouble::Forbidden);
+        self.spec.optional && absent && never_listed
     }
 
     /// The server or our role lacks an optional resource: that is a complete list of nothing.

@@ -59,6 +59,8 @@ pub(super) async fn respond(
     };
     match &fault {
         Some(Fault::Status(code, after)) => return Ok(status(*code, "scripted", *after)),
+        Some(Fault::LoginPage) => return Ok(login_page()),
+        Some(Fault::Answer(text)) => return Ok(full(text.clone().into())),
         Some(Fault::ErrorEvent(code)) => {
             let text = status_json(*code, "scripted");
             return Ok(full(line("ERROR", text.as_bytes())));
@@ -240,7 +242,9 @@ async fn follow(
             () = lines.sender.closed() => return Err(Over),
             () = tokio::time::sleep_until(end) => return Ok(()),
             () = tokio::time::sleep_until(bookmark) => {
-                lines.send(mark(version, false)).await?;
+                if shared.store.lock().unwrap().has_reached(version) {
+                    lines.send(mark(version, false)).await?;
+                }
                 bookmark += bookmark_every;
             }
         }
@@ -319,6 +323,14 @@ impl Lines {
 fn full(body: Bytes) -> Response<Body> {
     let body = Full::new(body).map_err(|never| match never {});
     Response::new(body.boxed_unsync())
+}
+
+/// What a proxy in between says in a server's stead.
+fn login_page() -> Response<Body> {
+    let mut response = full("<html><body>\nWho are you? {}\n</body></html>\n".into());
+    let kind = http::HeaderValue::from_static("text/html; charset=utf-8");
+    response.headers_mut().insert(http::header::CONTENT_TYPE, kind);
+    response
 }
 
 fn status(code: u16, message: &str, retry_after: Option<u64>) -> Response<Body> {

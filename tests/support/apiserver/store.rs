@@ -116,6 +116,11 @@ impl Store {
         (page.into_iter().map(|(_, object)| object.clone()).collect(), next)
     }
 
+    /// Whether there was such a version.
+    pub(super) fn has_reached(&self, version: u64) -> bool {
+        version <= self.version
+    }
+
     /// Lines for everything after `version`, at most `limit` events of the history, and the version reached.
     pub(super) fn since(
         &self,
@@ -127,9 +132,7 @@ impl Store {
         if version < self.oldest {
             return Err(Unknown { code: 410, message: "too old resource version" });
         }
-        if version > self.version {
-            return Err(Unknown { code: 504, message: "Timeout: Too large resource version" });
-        }
+        // A version of the future is no error to a watch: there is nothing to tell until it is reached.
         let start = self.history.partition_point(|it| it.version <= version);
         let events = &self.history[start..self.history.len().min(start + limit)];
         let lines = events

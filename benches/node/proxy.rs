@@ -24,12 +24,17 @@ pub(crate) struct Proxy {
 impl Proxy {
     /// Returns at once.
     pub(crate) fn start(cluster: &Cluster) -> Proxy {
+        Proxy::start_in(cluster, "nftables")
+    }
+
+    /// As [`Proxy::start`], in a mode.
+    pub(crate) fn start_in(cluster: &Cluster, mode: &str) -> Proxy {
         let log = cluster.directory().join("log");
         let child = Command::new(program())
             .arg(format!("--kubeconfig={}", cluster.kubeconfig().display()))
             .arg(format!("--hostname-override={NODE}"))
             .arg(format!("--cluster-cidr={POD_CIDR}"))
-            .arg("--proxy-mode=nftables")
+            .arg(format!("--proxy-mode={mode}"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(File::create(&log).unwrap())

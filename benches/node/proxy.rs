@@ -76,7 +76,19 @@ impl Proxy {
     pub(crate) fn cpu(&self) -> f64 {
         let stat = self.tasks("schedstat");
         let nanoseconds = stat.iter().filter_map(|it| it.split(' ').next()?.parse::<f64>().ok());
-        nanoseconds.sum::<f64>() / 1e6
+        match nanoseconds.sum::<f64>() / 1e6 {
+            // A kernel without CONFIG_SCHED_INFO, as that of User-Mode Linux.
+            0.0 => self.cpu_by_ticks(),
+            milliseconds => milliseconds,
+        }
+    }
+
+    /// As [`Proxy::cpu`], to 10 ms.
+    fn cpu_by_ticks(&self) -> f64 {
+        let stat = read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        // After the name, which is in parentheses, utime and stime are the 12th and 13th field.
+        let fields = stat.rsplit_once(") ").unwrap().1.split(' ').skip(11).take(2);
+        fields.map(|it| it.parse::<f64>().unwrap() * 10.0).sum()
     }
 
     /// How often a thread went to sleep so far.

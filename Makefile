@@ -1,5 +1,5 @@
 # make test: everything that can be tested on this machine, as root. make demo: the proxy at work, with comments.
-# make bench: what it costs, as a table and in target/bench.json.
+# make bench: what it costs, as a table and in target/bench.json. make bench-ipvs: what mode ipvs costs beside it.
 # All install what they need on a fresh Debian 12 with Rust. Elsewhere, install the programs of NEEDED yourself.
 
 SHELL := /bin/bash
@@ -19,7 +19,7 @@ install = @missing=(); \
 		apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "$${missing[@]}" >/dev/null; \
 	fi
 
-.PHONY: packages soak test laws demo bench docs
+.PHONY: packages soak test laws demo bench bench-ipvs docs
 
 # What `make test` and `make test-ipvs` install, before they run side by side.
 packages:
@@ -54,6 +54,16 @@ bench:
 	cp "$(TARGET)/release/kube-ferry" "$(TARGET)/kube-ferry-measured"
 	cargo bench --locked --profile release --bench sync
 	KUBE_FERRY="$(TARGET)/kube-ferry-measured" cargo bench --locked --profile release --bench node
+
+# Mode ipvs beside mode nftables, in a virtual machine whose kernel has IPVS: a table, on standard output only.
+bench-ipvs: TARGET = $(abspath $(or $(CARGO_TARGET_DIR),target))
+bench-ipvs: kernel-ipvs
+	$(call install,$(NEEDED_BY_BENCH))
+	cargo build --locked --release --bin kube-ferry
+	cp "$(TARGET)/release/kube-ferry" "$(TARGET)/kube-ferry-measured"
+	cargo bench --locked --profile release --bench node --no-run --message-format=json-render-diagnostics >"$(TARGET)/bench-ipvs.json"
+	KUBE_FERRY="$(TARGET)/kube-ferry-measured" tests/vm/run --kernel ipvs -- \
+		"$$(sed -n '/"kind":\["bench"\]/s/.*"executable":"\([^"]*\)".*/\1/p' "$(TARGET)/bench-ipvs.json")" modes
 
 # Churn with faults for SOAK_SECONDS (600). CHAOS_SEED repeats a run.
 soak:

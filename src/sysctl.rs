@@ -122,6 +122,14 @@ fn apply_one(setting: &Setting, root: &Path) -> Result<Option<Written>, Refused>
     }
     std::fs::write(&path, setting.value.to_string())
         .map_err(|source| refused(Some(before), source))?;
+    // A kernel may take a value and do with another: hash tables are rounded up, and a sandbox pretends.
+    let after = read(&path).map_err(|source| refused(Some(before), source))?;
+    if setting.rule == Rule::Equal && after != setting.value {
+        return Err(refused(
+            Some(after),
+            io::Error::other("the kernel took it and has another value"),
+        ));
+    }
     Ok(Some(Written { setting: setting.clone(), before }))
 }
 
@@ -184,15 +192,17 @@ impl fmt::Display for Refused {
             None => write!(f, "cannot set {path} to {value}: {}", self.source)?,
         }
         let kind = self.source.kind();
+        let is_read_only =
+            matches!(kind, io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied);
         f.write_str(if self.path.ends_with("oom_score_adj") {
             " (below the value it was started with it takes CAP_SYS_RESOURCE; set oomScoreAdj to -997 or more in a Pod)"
         } else if kind == io::ErrorKind::NotFound && path.to_string().contains("/vs/") {
             " (is the module ip_vs loaded? is /proc/sys visible?)"
         } else if kind == io::ErrorKind::NotFound {
             " (is the module nf_conntrack loaded? is /proc/sys visible?)"
-        } else if kind == io::ErrorKind::ReadOnlyFilesystem
-            || kind == io::ErrorKind::PermissionDenied
-        {
+        } else if is_read_only && path.to_string().contains("/vs/") {
+            " (set it on the host, or run once with --init-only, mode ipvs and privileges)"
+        } else if is_read_only {
             " (set it on the host, run once with --init-only and privileges, or set the option to 0)"
         } else {
             ""
@@ -307,7 +317,22 @@ mod tests {
         };
         let shown = refused.to_string();
         assert!(shown.contains("cannot write 2") && shown.contains("it stays 1"), "{shown}");
-        assert!(shown.contains("--init-only"), "{shown}");
+        assert!(shown.contains("--init-only") && shown.contains("option to 0"), "{shown}");
+        let shown =
+            Refused { path: "/proc/sys/net/ipv4/vs/conntrack".into(), ..refused }.to_string();
+        assert!(shown.contains("mode ipvs") && !shown.contains("option to 0"), "{shown}");
+    }
+
+    #[test]
+    fn what_the_kernel_makes_of_a_value_is_read_back() {
+        let root = tempfile::tempdir().unwrap();
+        const SLACK: &str = "slack";
+        // The kernel takes a 0 for the default value.
+        std::os::unix::fs::symlink("/proc/self/timerslack_ns", root.path().join(SLACK)).unwrap();
+        let plan = [Setting { path: SLACK, value: 0, rule: Rule::Equal }];
+        let refused = apply(&plan, root.path()).remove(0).unwrap_err();
+        assert!(refused.found.is_some_and(|it| it > 0), "{refused}");
+        assert!(refused.to_string().contains("has another value"), "{refused}");
     }
 
     #[test]

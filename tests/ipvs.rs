@@ -13,6 +13,7 @@ mod host;
 mod interface;
 mod migration;
 mod observe;
+mod program;
 mod refusals;
 mod servers;
 mod witness;

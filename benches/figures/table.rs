@@ -78,8 +78,8 @@ fn number(value: f64) -> String {
     }
 }
 
-/// Prints the figures as a Markdown table, as the README has it, and writes them to the JSON file.
-pub(crate) fn publish(figures: &[Figure]) {
+/// Prints the figures as a Markdown table, as the README has it.
+pub(crate) fn show(figures: &[Figure]) {
     let machine = machine();
     let text = |name: &str| machine[name].as_str().unwrap_or_default().to_owned();
     println!(
@@ -92,6 +92,11 @@ pub(crate) fn publish(figures: &[Figure]) {
         text("nft"),
     );
     print(figures);
+}
+
+/// Writes the figures to the JSON file.
+pub(crate) fn keep(figures: &[Figure]) {
+    let machine = machine();
     let target =
         env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
     let path = target.join("bench.json");

@@ -24,12 +24,17 @@ pub(crate) struct Proxy {
 impl Proxy {
     /// Returns at once.
     pub(crate) fn start(cluster: &Cluster) -> Proxy {
+        Proxy::start_in(cluster, "nftables")
+    }
+
+    /// As [`Proxy::start`], in a mode.
+    pub(crate) fn start_in(cluster: &Cluster, mode: &str) -> Proxy {
         let log = cluster.directory().join("log");
         let child = Command::new(program())
             .arg(format!("--kubeconfig={}", cluster.kubeconfig().display()))
             .arg(format!("--hostname-override={NODE}"))
             .arg(format!("--cluster-cidr={POD_CIDR}"))
-            .arg("--proxy-mode=nftables")
+            .arg(format!("--proxy-mode={mode}"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(File::create(&log).unwrap())
@@ -71,7 +76,19 @@ impl Proxy {
     pub(crate) fn cpu(&self) -> f64 {
         let stat = self.tasks("schedstat");
         let nanoseconds = stat.iter().filter_map(|it| it.split(' ').next()?.parse::<f64>().ok());
-        nanoseconds.sum::<f64>() / 1e6
+        match nanoseconds.sum::<f64>() / 1e6 {
+            // A kernel without CONFIG_SCHED_INFO, as that of User-Mode Linux.
+            0.0 => self.cpu_by_ticks(),
+            milliseconds => milliseconds,
+        }
+    }
+
+    /// As [`Proxy::cpu`], to 10 ms.
+    fn cpu_by_ticks(&self) -> f64 {
+        let stat = read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        // After the name, which is in parentheses, utime and stime are the 12th and 13th field.
+        let fields = stat.rsplit_once(") ").unwrap().1.split(' ').skip(11).take(2);
+        fields.map(|it| it.parse::<f64>().unwrap() * 10.0).sum()
     }
 
     /// How often a thread went to sleep so far.

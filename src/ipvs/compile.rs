@@ -43,6 +43,8 @@ pub struct Compiler {
     owners: FxHashMap<Owner, Box<[ServerKey]>>,
     /// Staged, and not all of it in the kernel yet.
     dirty: BTreeMap<Owner, BTreeSet<ServerKey>>,
+    /// What the kernel is believed to hold of `servers`, counted along: to count them costs as much as they are many.
+    held: Counts,
     /// Something about these is to be done that no owner waits for: they have drained, or nobody wants them.
     loose: BTreeSet<ServerKey>,
     /// Addresses on the interface.
@@ -77,6 +79,25 @@ pub struct FoundScheduler {
     pub scheduler: Scheduler,
 }
 
+/// How many virtual servers and destinations there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub servers: usize,
+    pub destinations: usize,
+}
+
+impl Counts {
+    fn add(&mut self, others: Counts) {
+        self.servers += others.servers;
+        self.destinations += others.destinations;
+    }
+
+    fn remove(&mut self, others: Counts) {
+        self.servers -= others.servers;
+        self.destinations -= others.destinations;
+    }
+}
+
 /// What follows from a refusal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
@@ -96,6 +117,7 @@ impl Compiler {
             servers: BTreeMap::new(),
             owners: FxHashMap::default(),
             dirty: BTreeMap::new(),
+            held: Counts::default(),
             loose: BTreeSet::new(),
             bound: BTreeSet::new(),
             leaving: BTreeSet::new(),
@@ -269,7 +291,9 @@ impl Compiler {
                     *seen = server;
                 }
                 let Some(state) = self.servers.get_mut(&key) else { return };
-                state.held = Some(server);
+                if state.held.replace(server).is_none() {
+                    self.held.servers += 1;
+                }
                 if let Some(owner) = state.owner
                     && self.lacking.get(&owner) == Some(&server.scheduler)
                 {
@@ -279,8 +303,8 @@ impl Compiler {
             }
             Op::DeleteServer(key) => self.server_deleted(key),
             Op::AddDestination(key, to, weight) | Op::SetDestination(key, to, weight) => {
-                if let Some(state) = self.servers.get_mut(&key) {
-                    state.hold(to, weight);
+                if self.servers.get_mut(&key).is_some_and(|state| state.hold(to, weight)) {
+                    self.held.destinations += 1;
                 }
                 if weight > 0 {
                     self.drains.end(key, to);
@@ -290,8 +314,8 @@ impl Compiler {
             }
             Op::DeleteDestination(key, to) => {
                 self.drains.end(key, to);
-                if let Some(state) = self.servers.get_mut(&key) {
-                    state.destination_deleted(to);
+                if self.servers.get_mut(&key).is_some_and(|state| state.destination_deleted(to)) {
+                    self.held.destinations -= 1;
                 }
             }
         }
@@ -304,6 +328,7 @@ impl Compiler {
         for it in &state.destinations {
             self.drains.end(key, it.destination);
         }
+        self.held.remove(state.counts());
         state.lose();
         if state.wanted.is_none() {
             self.servers.remove(&key);
@@ -415,11 +440,8 @@ impl Compiler {
     }
 
     /// Virtual servers and destinations in the kernel.
-    pub fn counts(&self) -> (usize, usize) {
-        let held = self.servers.values().filter(|it| it.held.is_some());
-        let destinations =
-            held.clone().map(|it| it.destinations.iter().filter(|it| it.held.is_some()).count());
-        (held.count(), destinations.sum())
+    pub fn counts(&self) -> Counts {
+        self.held
     }
 
     /// Each once as long as it is missing, since the last call.

@@ -69,6 +69,8 @@ pub enum Op {
     BindAddress(IpAddr),
     /// An address that is not there is no error.
     UnbindAddress(IpAddr),
+    /// One that is there already is refused (EEXIST): it may be somebody else's. Then nothing of the batch that was to
+    /// happen to it happens, and its address is not bound, which would make it ours.
     AddServer(ServerKey, VirtualServer),
     /// Keeps its connections. With another scheduler the kernel takes the old one away, waits for a grace period of RCU, some
     /// ten milliseconds, and only then sets the new one (`ip_vs_edit_service` in ip_vs_ctl.c): new connections are refused
@@ -77,7 +79,7 @@ pub enum Op {
     SetServer(ServerKey, VirtualServer),
     /// Its destinations go with it. One that is not there is no error.
     DeleteServer(ServerKey),
-    /// Weight 0: no new connections.
+    /// Weight 0: no new connections. One that is there already is altered.
     AddDestination(ServerKey, Destination, u32),
     /// A new weight; keeps its connections.
     SetDestination(ServerKey, Destination, u32),

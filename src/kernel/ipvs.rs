@@ -30,6 +30,7 @@ pub const ALIAS: &str = "kube-ferry";
 const EPERM: i32 = 1;
 const ENOENT: i32 = 2;
 const EACCES: i32 = 13;
+const EEXIST: i32 = 17;
 const ENODEV: i32 = 19;
 const EOPNOTSUPP: i32 = 95;
 const EAFNOSUPPORT: i32 = 97;
@@ -173,12 +174,17 @@ fn failed(doing: &'static str, failure: Failure) -> IpvsError {
     IpvsError::Failed { doing, why }
 }
 
-/// Why an operation was refused and what can be done about it, for a person.
-pub fn explain(op: &Op, errno: i32) -> String {
-    let error = std::io::Error::from_raw_os_error(errno);
+/// What a person can do about an operation that was refused, where that is known.
+pub fn advice(op: &Op, errno: i32) -> Option<String> {
     let advice = match (errno, op) {
         (ENOENT, Op::AddServer(_, server) | Op::SetServer(_, server)) => {
-            return prepare::missing_scheduler(server.scheduler);
+            return Some(prepare::missing_scheduler(server.scheduler));
+        }
+        (EEXIST, Op::AddServer(key, _)) => {
+            return Some(format!(
+                "somebody else has a virtual server there, at an address that this node has on another interface; \
+                 take it away (ipvsadm -D {key}), or put the address into --ipvs-exclude-cidrs"
+            ));
         }
         (ENODEV, Op::BindAddress(_)) => "there is no dummy interface kube-ipvs0",
         (EACCES, Op::BindAddress(IpAddr::V6(_))) => {
@@ -189,9 +195,9 @@ pub fn explain(op: &Op, errno: i32) -> String {
             "IPv6 needs a kernel with CONFIG_IPV6 and CONFIG_IP_VS_IPV6 that was not started with ipv6.disable=1"
         }
         (EPERM, _) => "give the process CAP_NET_ADMIN in this network namespace",
-        _ => return error.to_string(),
+        _ => return None,
     };
-    format!("{error} ({advice})")
+    Some(advice.to_owned())
 }
 
 #[cfg(test)]
@@ -210,13 +216,14 @@ mod tests {
         check(Op::BindAddress(v6), EACCES, "net.ipv6.conf.kube-ipvs0.disable_ipv6");
         check(Op::BindAddress(v4), ENODEV, "no dummy interface kube-ipvs0");
         check(Op::DeleteServer(key(v4)), EPERM, "CAP_NET_ADMIN");
+        check(Op::AddServer(key(v4), server), EEXIST, "ipvsadm -D -t 10.96.0.10:80");
         const ERANGE: i32 = 34;
-        check(Op::DeleteServer(key(v4)), ERANGE, "out of range");
+        assert_eq!(advice(&Op::DeleteServer(key(v4)), ERANGE), None);
     }
 
     #[track_caller]
     fn check(op: Op, errno: i32, part: &str) {
-        let told = explain(&op, errno);
+        let told = advice(&op, errno).unwrap();
         assert!(told.contains(part), "{told}");
     }
 }

@@ -203,7 +203,7 @@ impl<K: Kernel> Sync<K> {
         let looks = self.engine.servers().is_some() && !self.engine.needs_servers();
         let ipvs = self.ipvs.as_ref().filter(|_| looks)?;
         let compare = ipvs.compare_at.filter(|_| !ipvs.sync_period.is_zero());
-        let count = ipvs.count_at.filter(|_| !self.engine.draining_servers().is_empty());
+        let count = ipvs.count_at.filter(|_| self.engine.has_draining_servers());
         compare.into_iter().chain(count).min()
     }
 
@@ -213,11 +213,11 @@ impl<K: Kernel> Sync<K> {
         if self.next_look_at_servers().is_none_or(|at| at > now()) {
             return;
         }
-        let draining = self.engine.draining_servers();
         let Some(ipvs) = self.ipvs.as_mut() else { return };
-        if !draining.is_empty() && ipvs.count_at.is_some_and(|at| at <= now()) {
+        let counts = self.engine.has_draining_servers();
+        if counts && ipvs.count_at.is_some_and(|at| at <= now()) {
             ipvs.count_at = now().checked_add(COUNT_EVERY);
-            match ipvs.ipvs.connections(&draining) {
+            match ipvs.ipvs.connections(&self.engine.draining_servers()) {
                 Ok(seen) => self.engine.servers_drained(now(), &seen),
                 Err(failure) => debug!(%failure, "cannot count connections"),
             }

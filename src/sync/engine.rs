@@ -466,6 +466,11 @@ impl Engine {
         }
     }
 
+    /// Something drains; the question comes up with every change, when there may be very many.
+    pub fn has_draining_servers(&self) -> bool {
+        self.servers.as_ref().is_some_and(Servers::has_draining)
+    }
+
     /// Virtual servers with destinations that drain: their connections are of interest.
     pub fn draining_servers(&self) -> Vec<ServerKey> {
         self.servers.as_ref().map(Servers::draining).unwrap_or_default()

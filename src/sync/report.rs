@@ -13,6 +13,7 @@ use super::now;
 use super::results::{Lacking, Outcome};
 use crate::conntrack::Sweep;
 use crate::forward::{Conflict, FrontendAddress};
+use crate::ipvs::compile::Counts;
 use crate::ipvs::schema::Batch as ServerBatch;
 use crate::kernel::{Refused, Rejection};
 use crate::model::{Change, Cluster, Family, Node, ObjectName, Resource, ServiceId};
@@ -299,7 +300,7 @@ impl Reporter {
         }
         self.ports.metrics.refused_services(engine.refused_count());
         if let Some(servers) = engine.servers().filter(|_| work.operations > 0) {
-            let (count, destinations) = servers.counts();
+            let Counts { servers: count, destinations } = servers.counts();
             self.ports.metrics.ipvs_servers(count, destinations, servers.draining().len());
             self.ports.metrics.ipvs_schedulers_lacking(servers.lacking_schedulers());
         }

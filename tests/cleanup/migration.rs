@@ -82,10 +82,16 @@ fn there_and_back(mode: Mode) {
 
 /// kube-ferry with the Service in a manifest; it has synchronised once.
 pub(crate) fn proxy<'w>(world: &'w World, directory: &Path) -> Proxy<'w> {
+    proxy_with(world, directory, &[])
+}
+
+/// As [`proxy`], with further flags.
+pub(crate) fn proxy_with<'w>(world: &'w World, directory: &Path, more: &[&str]) -> Proxy<'w> {
     write_manifest(directory);
     let flags = ["--hostname-override=node-1", "--cluster-cidr=10.244.0.0/16,fd00:10:244::/56"];
     let mut arguments: Vec<String> = flags.map(str::to_owned).to_vec();
     arguments.push(format!("--manifests={}", directory.display()));
+    arguments.extend(more.iter().map(|it| (*it).to_owned()));
     Proxy::start(world.node(), arguments, directory.join("log")).unwrap()
 }
 

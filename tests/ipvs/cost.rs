@@ -24,7 +24,7 @@ fn ten_thousand_virtual_servers_with_five_destinations() {
         report("10,000 virtual servers", || commit(ipvs, &servers));
         report("50,000 destinations", || commit(ipvs, &ends));
         report("10,000 addresses", || commit(ipvs, &binds));
-        report("all of it again", || commit(ipvs, &[servers, ends, binds].concat()));
+        report("destinations and addresses again", || commit(ipvs, &[ends, binds].concat()));
         let observed = report("reading all", || ipvs.observe().unwrap());
         assert_eq!(observed.servers.len(), SERVERS as usize);
         assert!(observed.servers.values().all(|it| it.destinations.len() == ENDPOINTS as usize));

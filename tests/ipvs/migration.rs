@@ -1,12 +1,12 @@
-//! From kube-proxy in IPVS mode to kube-ferry in nftables mode and back, under traffic.
+//! From kube-proxy in IPVS mode to kube-ferry in either mode, under traffic, and back.
 //!
-//! Connections that IPVS balances are the exception to what `tests/cleanup/migration.rs` shows: they go on beside
+//! In IPVS mode the virtual servers at cluster IPs become ours with their connections. In nftables mode, connections that IPVS balances are the exception to what `tests/cleanup/migration.rs` shows: they go on beside
 //! kube-ferry, and end with their virtual server.
 
 use rustix::process::Signal;
 
 use crate::cleanup::leftovers::{KUBE_PROXY_IPSETS, KUBE_PROXY_IPVS};
-use crate::cleanup::migration::{NEW, OLD, attempts, clean, proxy, reached, start};
+use crate::cleanup::migration::{NEW, OLD, attempts, clean, proxy, proxy_with, reached, start};
 use crate::scenario::datapath::Attempt;
 use crate::scenario::traffic::Traffic;
 use crate::support::client::{ANSWER, Open, Outcome};
@@ -48,6 +48,42 @@ fn from_ipvs_and_back() {
     clean(&world, "kube-ferry");
     assert_eq!(reached(&world, &attempts), [OLD]);
     end(translated_by_us);
+}
+
+/// Only connections to NodePorts end, with kube-proxy's virtual servers for those, and only when they are removed.
+#[test]
+#[ignore = "needs a kernel with IPVS: make test-ipvs"]
+fn from_ipvs_to_our_ipvs_mode() {
+    let world = World::new();
+    let directory = tempfile::tempdir().unwrap();
+    let attempts: Vec<Attempt> = attempts()
+        .into_iter()
+        .filter(|it| it.to.is_ipv4() && it.protocol == Protocol::Tcp)
+        .collect();
+    install(&world);
+    assert_eq!(reached(&world, &attempts), [OLD]);
+    let (outside, inside): (Vec<_>, Vec<_>) =
+        attempts.iter().cloned().partition(|it| it.source.name == "outside");
+    let (to_node_port, to_cluster_ip) = (start(&world, &outside), start(&world, &inside));
+
+    let flags = ["--proxy-mode=ipvs", "--ipvs-scheduler=rr"];
+    let _proxy = proxy_with(&world, directory.path(), &flags);
+    assert_eq!(reached(&world, &attempts), [OLD, NEW]);
+    let later = start(&world, &attempts);
+    end(to_node_port);
+    clean(&world, "kube-proxy");
+    assert_eq!(reached(&world, &attempts), [OLD, NEW]);
+    let saved = world.node().command("ipvsadm", &["-Sn"], "");
+    let heads: Vec<&str> = saved
+        .lines()
+        .map(str::trim)
+        .filter(|it| it.starts_with("-A -t") && !it.contains('['))
+        .collect();
+    assert_eq!(heads, ["-A -t 10.96.0.10:80 -s rr"], "{saved}");
+    let rules = world.node().command("iptables-nft-save", &[], "");
+    assert!(!rules.contains("KUBE-"), "{rules}");
+    end(to_cluster_ip);
+    end(later);
 }
 
 fn open(world: &World, attempt: &Attempt) -> Open {

@@ -1,12 +1,13 @@
 //! Operations that the kernel refuses, told one by one.
 
 use kube_ferry::ipvs::schema::Op;
-use kube_ferry::kernel::{Ipvs as _, NetlinkIpvs, ipvs::explain};
+use kube_ferry::kernel::{Ipvs as _, NetlinkIpvs, ipvs::advice};
 
 use super::witness::*;
 
 const ENOENT: i32 = 2;
 const ESRCH: i32 = 3;
+const EEXIST: i32 = 17;
 const ENODEV: i32 = 19;
 const EINVAL: i32 = 22;
 const ERANGE: i32 = 34;
@@ -60,7 +61,7 @@ fn what_is_there_is_altered_in_order() {
         commit(
             ipvs,
             &[
-                Op::AddServer(key(SERVER), scheduled("lc")),
+                Op::SetServer(key(SERVER), scheduled("lc")),
                 add_to(SERVER, "10.1.1.2:80", 5),
                 draining,
             ],
@@ -81,6 +82,41 @@ fn what_is_there_is_altered_in_order() {
             ],
         );
         check_saved(&["-A -t 10.96.0.10:80 -s nq", "-a -t 10.96.0.10:80 -r 10.1.1.2:80 -m -w 4"]);
+    });
+}
+
+/// Nothing of what was to follow happens to it, and no address makes it ours.
+#[test]
+#[ignore = "needs a kernel with IPVS: make test-ipvs"]
+fn a_virtual_server_that_is_there_already_is_somebody_elses() {
+    prepared(|ipvs| {
+        ipvsadm("-A -t 10.96.0.10:80 -s wlc -p 77");
+        ipvsadm("-a -t 10.96.0.10:80 -r 10.1.1.2:80 -m -w 5");
+        let end = destination("10.1.1.2:80");
+        let mut ops = vec![
+            add(SERVER),
+            add_to(SERVER, "10.1.1.2:80", 1),
+            add_to(SERVER, "10.1.1.3:80", 1),
+            Op::DeleteDestination(key(SERVER), end),
+            add("udp 10.96.0.10:80"),
+            bind("10.96.0.10"),
+            bind("10.96.0.11"),
+        ];
+        // What is far behind as well.
+        ops.extend((0..1_000).map(|_| bind("10.96.0.12")));
+        ops.push(Op::SetServer(key(SERVER), scheduled("rr")));
+        let last = ops.len() - 1;
+        let refused = [(0, EEXIST), (1, ESRCH), (2, ESRCH), (5, EEXIST), (last, ESRCH)];
+        check_refused(ipvs, &ops, &refused);
+        check_saved(&[
+            "-A -t 10.96.0.10:80 -s wlc -p 77",
+            "-a -t 10.96.0.10:80 -r 10.1.1.2:80 -m -w 5",
+            "-A -u 10.96.0.10:80 -s rr",
+        ]);
+        assert_eq!(bound(), ["10.96.0.11/32", "10.96.0.12/32"].map(str::to_owned).into());
+        // Who knows that it is nobody else's says so.
+        commit(ipvs, &[Op::DeleteServer(key(SERVER)), add(SERVER), bind("10.96.0.10")]);
+        check_saved(&["-A -t 10.96.0.10:80 -s rr", "-A -u 10.96.0.10:80 -s rr"]);
     });
 }
 
@@ -120,7 +156,7 @@ fn a_missing_scheduler_concerns_its_own_services_only() {
             &[(1, ENOENT), (2, ESRCH)],
         );
         check_saved(&["-A -t 10.96.0.10:80 -s rr"]);
-        let told = explain(&strange, ENOENT);
+        let told = advice(&strange, ENOENT).unwrap();
         for part in ["no scheduler fastest", "modprobe ip_vs_fastest", "CONFIG_IP_VS_FASTEST"] {
             assert!(told.contains(part), "{told}");
         }

@@ -115,7 +115,7 @@ fn every_scheduler_works_and_is_seen_again() {
 #[ignore = "needs a kernel with IPVS: make test-ipvs"]
 fn flags_of_schedulers_are_set_and_those_of_others_cleared() {
     prepared(|ipvs| {
-        commit(ipvs, &[bind("10.96.0.10")]);
+        commit(ipvs, &[add(SERVER), bind("10.96.0.10")]);
         for (name, flags, shown) in [
             ("mh", 0x10, " -b mh-port"),
             ("mh", 0x18, " -b mh-fallback,mh-port"),
@@ -124,7 +124,7 @@ fn flags_of_schedulers_are_set_and_those_of_others_cleared() {
             ("rr", 0x20, " -b flag-3"),
         ] {
             let server = VirtualServer { scheduler_flags: flags, ..scheduled(name) };
-            commit(ipvs, &[Op::AddServer(key(SERVER), server)]);
+            commit(ipvs, &[Op::SetServer(key(SERVER), server)]);
             check_saved(&[&format!("-A -t 10.96.0.10:80 -s {name}{shown}")]);
             assert_eq!(ipvs.observe().unwrap().servers[&key(SERVER)].server, server);
         }
@@ -190,8 +190,7 @@ fn changes_keep_connections_and_connections_are_counted() {
                 &[
                     Op::SetServer(server, scheduled("wrr")),
                     Op::SetDestination(server, end, 0),
-                    // As after a restart.
-                    Op::AddServer(server, scheduled("wrr")),
+                    // Is there already.
                     Op::AddDestination(server, end, 0),
                 ],
             );

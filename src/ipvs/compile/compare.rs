@@ -85,7 +85,9 @@ impl Compiler {
             let state = self.servers.entry(key).or_default();
             if !state.holds(&seen) {
                 differences.by_others = true;
+                self.held.remove(state.counts());
                 state.observe(&seen);
+                self.held.add(state.counts());
             }
             self.judge(key, &mut differences.owners);
         }
@@ -96,9 +98,12 @@ impl Compiler {
     /// all the same.
     fn not_listed(&mut self, key: ServerKey) -> Differences {
         let Some(state) = self.servers.get_mut(&key) else { return Differences::default() };
-        let mut differences =
-            Differences { by_others: state.held.is_some(), owners: BTreeSet::new() };
-        if self.bound.contains(&key.address) {
+        // One whose Service was refused halfway waits at an address that was never bound: nobody has changed that.
+        let is_gone = self.bound.contains(&key.address);
+        let by_others = is_gone && state.held.is_some();
+        let mut differences = Differences { by_others, owners: BTreeSet::new() };
+        if is_gone {
+            self.held.remove(state.counts());
             state.lose();
         }
         if state.wanted.is_none() && state.held.is_none() {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::Counts;
 use crate::ipvs::schema::{
     Destination, ObservedDestination, ObservedServer, Op, ServerKey, VirtualServer,
 };
@@ -149,16 +150,26 @@ impl State {
         }
     }
 
-    /// The kernel has the destination with that weight now.
-    pub(super) fn hold(&mut self, to: Destination, weight: u32) {
+    /// The kernel has the destination with that weight now. Whether it had not had it before.
+    pub(super) fn hold(&mut self, to: Destination, weight: u32) -> bool {
         let state = self.destination(to);
-        (state.held, state.foreign) = (Some(weight), false);
+        state.foreign = false;
+        state.held.replace(weight).is_none()
     }
 
-    pub(super) fn destination_deleted(&mut self, to: Destination) {
+    /// Whether the kernel had it before.
+    pub(super) fn destination_deleted(&mut self, to: Destination) -> bool {
         let state = self.destination(to);
-        (state.held, state.foreign, state.ended) = (None, false, false);
+        (state.foreign, state.ended) = (false, false);
+        let was_held = state.held.take().is_some();
         self.destinations.retain(|it| it.wanted > 0 || it.held.is_some());
+        was_held
+    }
+
+    /// What the kernel is believed to hold of it.
+    pub(super) fn counts(&self) -> Counts {
+        let destinations = self.destinations.iter().filter(|it| it.held.is_some()).count();
+        Counts { servers: usize::from(self.held.is_some()), destinations }
     }
 
     /// It has drained, unless it was wanted again meanwhile.

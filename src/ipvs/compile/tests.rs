@@ -264,6 +264,8 @@ enum Step {
     Disconnect,
     Look,
     Restart,
+    /// After so many operations of a run.
+    Crash(usize),
     Drift(usize),
 }
 
@@ -279,6 +281,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => Just(Step::Disconnect),
         2 => Just(Step::Look),
         1 => Just(Step::Restart),
+        2 => (0..30_usize).prop_map(Step::Crash),
         1 => (0..40_usize).prop_map(Step::Drift),
     ];
     prop::collection::vec(step, 1..25)
@@ -305,6 +308,7 @@ proptest! {
                 Step::Disconnect => world.node.disconnect(),
                 Step::Look => drop(world.look()),
                 Step::Restart => world.restart_with_everything(),
+                Step::Crash(operations) => world.crash(operations),
                 Step::Drift(seed) => world.drift(seed),
             }
         }
@@ -329,6 +333,8 @@ proptest! {
         prop_assert!(world.draining(&[]).is_empty());
         let (believed, bound) = world.compiler.believed();
         let seen = world.node.observed();
+        let destinations = believed.values().map(|it| it.destinations.len()).sum();
+        prop_assert_eq!(world.compiler.counts(), Counts { servers: believed.len(), destinations });
         prop_assert_eq!(believed, seen.servers);
         prop_assert_eq!(Some(bound), seen.interface.as_ref().map(|it: &ObservedInterface| &it.addresses));
     }

@@ -1,6 +1,6 @@
 //! Operations, several in one system call, each with its own outcome.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use rustc_hash::FxHashSet;
@@ -22,40 +22,44 @@ const EADDRNOTAVAIL: i32 = 99;
 
 const DOING: &str = "programming IPVS";
 
-/// Operations that can be carried out without looking at the outcome of one before another, with their places in the
-/// batch: first those on virtual servers in one system call, then those on addresses in another.
+/// Operations that can be carried out with three looks at outcomes, one after each system call, with their places in the
+/// batch: first those on virtual servers, then those on their destinations, then those on addresses.
 #[derive(Default)]
 struct Piece {
     servers: Vec<(usize, Op)>,
+    destinations: Vec<(usize, Op)>,
     addresses: Vec<(usize, Op)>,
-    added: FxHashSet<(ServerKey, Option<Destination>)>,
-    added_to: FxHashSet<ServerKey>,
+    /// Virtual servers that are added.
+    made: FxHashSet<ServerKey>,
+    /// Virtual servers whose destinations are changed.
+    filled: FxHashSet<ServerKey>,
+    /// Destinations that are added.
+    added: FxHashSet<(ServerKey, Destination)>,
     moved: FxHashSet<IpAddr>,
 }
 
 impl Piece {
     /// Whether the operation can go along with the others.
     ///
-    /// What cannot be added because it is there already is altered afterwards, so nothing else may happen to the same
-    /// object in between; and what is to happen after an address came or went must not go before it.
+    /// What becomes of a virtual server that was not added is only known afterwards, so nothing else may happen to it in
+    /// the same call. A destination that cannot be added because it is there already is altered afterwards, so nothing
+    /// else may happen to it in between. What is to happen to a virtual server after its destinations were changed, or to
+    /// either after an address came or went, must not go before that.
     fn takes(&self, op: &Op) -> bool {
-        let full = if is_address(op) { self.addresses.len() } else { self.servers.len() } >= PIECE;
-        if full {
+        if self.list(op).len() >= PIECE {
             return false;
         }
         match op {
             Op::BindAddress(_) | Op::UnbindAddress(_) => true,
-            Op::AddServer(key, _) | Op::SetServer(key, _) => {
-                !self.added.contains(&(*key, None)) && !self.moved.contains(&key.address)
-            }
-            Op::DeleteServer(key) => {
-                !self.added_to.contains(key) && !self.moved.contains(&key.address)
+            Op::AddServer(key, _) | Op::SetServer(key, _) | Op::DeleteServer(key) => {
+                !self.made.contains(key)
+                    && !self.filled.contains(key)
+                    && !self.moved.contains(&key.address)
             }
             Op::AddDestination(key, destination, _)
             | Op::SetDestination(key, destination, _)
             | Op::DeleteDestination(key, destination) => {
-                !self.added.contains(&(*key, Some(*destination)))
-                    && !self.moved.contains(&key.address)
+                !self.added.contains(&(*key, *destination)) && !self.moved.contains(&key.address)
             }
         }
     }
@@ -65,22 +69,74 @@ impl Piece {
             Op::BindAddress(address) | Op::UnbindAddress(address) => {
                 self.moved.insert(address);
                 self.addresses.push((place, op));
-                return;
             }
             Op::AddServer(key, _) => {
-                self.added.insert((key, None));
-                self.added_to.insert(key);
+                self.made.insert(key);
+                self.servers.push((place, op));
             }
+            Op::SetServer(..) | Op::DeleteServer(_) => self.servers.push((place, op)),
             Op::AddDestination(key, destination, _) => {
-                self.added.insert((key, Some(destination)));
-                self.added_to.insert(key);
+                self.added.insert((key, destination));
+                self.filled.insert(key);
+                self.destinations.push((place, op));
             }
-            Op::SetServer(..)
-            | Op::DeleteServer(_)
-            | Op::SetDestination(..)
-            | Op::DeleteDestination(..) => (),
+            Op::SetDestination(key, ..) | Op::DeleteDestination(key, _) => {
+                self.filled.insert(key);
+                self.destinations.push((place, op));
+            }
         }
-        self.servers.push((place, op));
+    }
+
+    /// Those that it goes along with in one system call.
+    fn list(&self, op: &Op) -> &[(usize, Op)] {
+        match op {
+            Op::BindAddress(_) | Op::UnbindAddress(_) => &self.addresses,
+            Op::AddServer(..) | Op::SetServer(..) | Op::DeleteServer(_) => &self.servers,
+            Op::AddDestination(..) | Op::SetDestination(..) | Op::DeleteDestination(..) => {
+                &self.destinations
+            }
+        }
+    }
+}
+
+/// What has been refused so far, and what follows from that.
+#[derive(Default)]
+struct Refusals {
+    all: Vec<Refused>,
+    /// Virtual servers that could not be added. If there is one of that name it is another one, perhaps somebody else's.
+    not_ours: BTreeMap<ServerKey, i32>,
+}
+
+impl Refusals {
+    fn add(&mut self, place: usize, op: &Op, errno: i32) {
+        self.all.push(Refused { op: place, errno });
+        if let Op::AddServer(key, _) = op {
+            self.not_ours.insert(*key, errno);
+        }
+    }
+
+    fn done(&mut self, op: &Op) {
+        if let Op::AddServer(key, _) | Op::DeleteServer(key) = op {
+            self.not_ours.remove(key);
+        }
+    }
+
+    /// A virtual server that could not be added is not touched by what was to follow, and does not become ours by its
+    /// address.
+    fn foresee(&self, op: &Op) -> Option<Outcome> {
+        match op {
+            Op::SetServer(key, _)
+            | Op::AddDestination(key, ..)
+            | Op::SetDestination(key, ..)
+            | Op::DeleteDestination(key, _) => {
+                self.not_ours.contains_key(key).then(|| outcome(op, ESRCH))
+            }
+            Op::BindAddress(address) => {
+                let mut others = self.not_ours.iter().filter(|(_, errno)| **errno == EEXIST);
+                others.any(|(key, _)| key.address == *address).then_some(Outcome::Refused(EEXIST))
+            }
+            Op::AddServer(..) | Op::DeleteServer(_) | Op::UnbindAddress(_) => None,
+        }
     }
 }
 
@@ -105,23 +161,28 @@ impl NetlinkIpvs {
     pub(super) fn carry_out(&mut self, ops: &[&Op]) -> Result<Vec<Refused>, IpvsError> {
         let numbers = self.numbers(ops)?;
         let missing = self.missing_schedulers(ops, numbers.family)?;
-        let mut refused = Vec::new();
+        let mut refusals = Refusals::default();
         let mut piece = Piece::default();
         for (place, op) in ops.iter().copied().enumerate() {
             match foreseen(op, numbers, &missing) {
                 None => (),
                 Some(Outcome::Refused(errno)) => {
-                    refused.push(Refused { op: place, errno });
+                    // What came before it does not suffer for it.
+                    if matches!(op, Op::AddServer(..)) {
+                        self.send_piece(numbers, std::mem::take(&mut piece), &mut refusals)?;
+                    }
+                    refusals.add(place, op, errno);
                     continue;
                 }
                 Some(Outcome::Done | Outcome::Alter(_)) => continue,
             }
             if !piece.takes(op) {
-                self.send_piece(numbers, std::mem::take(&mut piece), &mut refused)?;
+                self.send_piece(numbers, std::mem::take(&mut piece), &mut refusals)?;
             }
             piece.push(place, *op);
         }
-        self.send_piece(numbers, piece, &mut refused)?;
+        self.send_piece(numbers, piece, &mut refusals)?;
+        let mut refused = refusals.all;
         refused.sort_unstable_by_key(|it| it.op);
         Ok(refused)
     }
@@ -159,28 +220,46 @@ impl NetlinkIpvs {
         &mut self,
         numbers: Numbers,
         piece: Piece,
-        refused: &mut Vec<Refused>,
+        refusals: &mut Refusals,
     ) -> Result<(), IpvsError> {
-        let mut again = Vec::new();
-        for (op, outcome) in self.send(numbers, &piece.servers)? {
-            match outcome {
-                Outcome::Done => (),
-                Outcome::Alter(it) => again.push((op, it)),
-                Outcome::Refused(errno) => refused.push(Refused { op, errno }),
-            }
-        }
-        for ops in [again, piece.addresses] {
-            for (op, outcome) in self.send(numbers, &ops)? {
-                if let Outcome::Refused(errno) = outcome {
-                    refused.push(Refused { op, errno });
-                }
-            }
-        }
+        self.send_all(numbers, piece.servers, refusals)?;
+        let again = self.send_all(numbers, piece.destinations, refusals)?;
+        self.send_all(numbers, again, refusals)?;
+        self.send_all(numbers, piece.addresses, refusals)?;
         Ok(())
     }
 
-    /// Sends operations that all go to the same socket. Only the last one is acknowledged: answers come in order, and
-    /// those that were refused come in any case.
+    /// Sends what need not be refused for what was refused before, and returns what is to be altered instead.
+    fn send_all(
+        &mut self,
+        numbers: Numbers,
+        ops: Vec<(usize, Op)>,
+        refusals: &mut Refusals,
+    ) -> Result<Vec<(usize, Op)>, IpvsError> {
+        let mut sent = Vec::with_capacity(ops.len());
+        for (place, op) in ops {
+            match refusals.foresee(&op) {
+                None => sent.push((place, op)),
+                Some(Outcome::Refused(errno)) => refusals.add(place, &op, errno),
+                Some(Outcome::Done | Outcome::Alter(_)) => (),
+            }
+        }
+        let answers = self.send(numbers, &sent)?;
+        sent.iter().for_each(|(_, op)| refusals.done(op));
+        let mut again = Vec::new();
+        for (at, outcome) in answers {
+            let Some((place, op)) = sent.get(at) else { continue };
+            match outcome {
+                Outcome::Done => (),
+                Outcome::Alter(it) => again.push((*place, it)),
+                Outcome::Refused(errno) => refusals.add(*place, op, errno),
+            }
+        }
+        Ok(again)
+    }
+
+    /// Sends operations that all go to the same socket; what is not in the answer was carried out, the rest is told by its
+    /// position. Only the last one is acknowledged: answers come in order, and those that were refused come in any case.
     fn send(
         &mut self,
         numbers: Numbers,
@@ -196,8 +275,8 @@ impl NetlinkIpvs {
         })
         .map_err(|failure| failed(DOING, failure))?;
         let told = answers.into_iter().filter_map(|(at, errno)| {
-            let (place, op) = ops.get(at)?;
-            Some((*place, outcome(op, errno)))
+            let (_, op) = ops.get(at)?;
+            Some((at, outcome(op, errno)))
         });
         Ok(told.collect())
     }
@@ -264,7 +343,6 @@ fn outcome(op: &Op, errno: i32) -> Outcome {
         | (Op::UnbindAddress(_), EADDRNOTAVAIL | ENODEV)
         | (Op::DeleteServer(_), ESRCH)
         | (Op::DeleteDestination(..), ESRCH | ENOENT) => Outcome::Done,
-        (Op::AddServer(key, server), EEXIST) => Outcome::Alter(Op::SetServer(key, server)),
         (Op::AddDestination(key, destination, weight), EEXIST) => {
             Outcome::Alter(Op::SetDestination(key, destination, weight))
         }
@@ -310,8 +388,16 @@ mod tests {
         check(vec![add_to(1), Op::SetDestination(key(1), end(), 0)], 2);
         check(vec![add_to(1), Op::DeleteDestination(key(1), end())], 2);
         check(vec![add_to(1), Op::DeleteServer(key(1))], 2);
-        check(vec![add_to(1), Op::SetDestination(key(2), end(), 0), Op::DeleteServer(key(2))], 1);
+        check(vec![add_to(1), Op::SetDestination(key(2), end(), 0), Op::DeleteServer(key(1))], 2);
+        check(vec![add_to(1), Op::DeleteServer(key(2))], 1);
         check(vec![Op::DeleteServer(key(1)), add(1), add_to(1)], 1);
+    }
+
+    #[test]
+    fn destinations_wait_for_their_virtual_server_and_it_for_them() {
+        check(vec![add(1), add_to(1), add(2), add_to(2)], 1);
+        check(vec![Op::SetDestination(key(1), end(), 0), Op::DeleteServer(key(1)), add(1)], 2);
+        check(vec![Op::DeleteDestination(key(1), end()), add(1)], 2);
     }
 
     #[test]

@@ -132,6 +132,12 @@ fn set_sysctls(settings: &IpvsSettings, root: &Path) -> Result<(), IpvsError> {
             Err(error) => refused.push(error.to_string()),
         }
     }
+    if reuses_drained(version, root) {
+        warn!(
+            "net.ipv4.vs.conn_reuse_mode is 0, which Linux before 5.9 needed and this one does not: a client that takes a \
+             source port again is sent to the endpoint of its last connection, even to one that drains; set it to 1"
+        );
+    }
     if refused.is_empty() {
         return Ok(());
     }
@@ -157,6 +163,13 @@ fn plan(strict_arp: bool, (major, minor): (u32, u32)) -> Vec<Setting> {
         set(ARP_ANNOUNCE, 2);
     }
     settings
+}
+
+/// Whether a setting that older kernels needed is still there, as by a file of sysctls. It is the node's owner who has put
+/// it there, so it is told and stays, as with kube-proxy.
+fn reuses_drained(version: (u32, u32), root: &Path) -> bool {
+    let mode = std::fs::read_to_string(root.join(CONN_REUSE_MODE));
+    version >= (5, 9) && mode.is_ok_and(|it| it.trim() == "0")
 }
 
 /// `6.1.0-50-amd64` is (6, 1). What cannot be read is taken for a new kernel.
@@ -212,6 +225,20 @@ mod tests {
         ] {
             let all = plan(false, kernel_version(release));
             assert_eq!(all.iter().any(|it| it.path == CONN_REUSE_MODE), expected, "{release}");
+        }
+    }
+
+    #[test]
+    fn what_older_kernels_needed_is_told_on_newer_ones() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join(CONN_REUSE_MODE);
+        assert!(!reuses_drained((6, 1), root.path()), "no such setting");
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        for (mode, version, expected) in
+            [("0\n", (6, 1), true), ("0\n", (5, 8), false), ("1\n", (6, 1), false)]
+        {
+            std::fs::write(&path, mode).unwrap();
+            assert_eq!(reuses_drained(version, root.path()), expected, "{mode:?} {version:?}");
         }
     }
 

@@ -16,6 +16,7 @@ use crate::nft::schema::Owner;
 
 const ENOENT: i32 = 2;
 const ESRCH: i32 = 3;
+const EEXIST: i32 = 17;
 const ENODEV: i32 = 19;
 const EAFNOSUPPORT: i32 = 97;
 const EINVAL: i32 = 22;
@@ -136,10 +137,30 @@ impl MemoryIpvs {
 
     fn carry_out(&mut self, batch: &Batch) -> Vec<Refused> {
         let mut refused = Vec::new();
+        // Virtual servers that could not be added: nothing else happens to them.
+        let mut not_ours = BTreeMap::new();
         for (place, (owner, op)) in batch.0.iter().enumerate() {
-            match self.refusal(*owner, op).map_or_else(|| self.apply(op), Err) {
+            if matches!(op, Op::DeleteDestination(key, _) if not_ours.contains_key(key)) {
+                continue;
+            }
+            // Whether there is a scheduler is asked before anything else.
+            let lacks = || match op {
+                Op::SetServer(_, server) => self.check_scheduler(server).err(),
+                _ => None,
+            };
+            let refusal = self.refusal(*owner, op).or_else(lacks);
+            let refusal = refusal.or_else(|| follows(&not_ours, op));
+            match refusal.map_or_else(|| self.apply(op), Err) {
                 Ok(()) => self.operations += 1,
                 Err(errno) => refused.push(Refused { op: place, errno }),
+            }
+            if let Op::AddServer(key, _) | Op::DeleteServer(key) = op {
+                not_ours.remove(key);
+            }
+            if let (Op::AddServer(key, _), Some(last)) = (op, refused.last())
+                && last.op == place
+            {
+                not_ours.insert(*key, last.errno);
             }
         }
         self.committed += 1;
@@ -169,8 +190,10 @@ impl MemoryIpvs {
             }
             Op::AddServer(key, server) => {
                 self.check_scheduler(&server)?;
-                let empty = || ObservedServer { server, destinations: BTreeMap::new() };
-                self.servers.entry(key).or_insert_with(empty).server = server;
+                if self.servers.contains_key(&key) {
+                    return Err(EEXIST);
+                }
+                self.servers.insert(key, ObservedServer { server, destinations: BTreeMap::new() });
             }
             Op::SetServer(key, server) => {
                 self.check_scheduler(&server)?;
@@ -288,6 +311,24 @@ impl Ipvs for MemoryIpvs {
     fn remove_interface(&mut self) -> Result<(), IpvsError> {
         self.interface.take_if(|it| it.ours && it.addresses.is_empty());
         Ok(())
+    }
+}
+
+/// What the port refuses because of what was refused before.
+fn follows(not_ours: &BTreeMap<ServerKey, i32>, op: &Op) -> Option<i32> {
+    match op {
+        Op::SetServer(key, _) | Op::AddDestination(key, ..) | Op::SetDestination(key, ..) => {
+            not_ours.contains_key(key).then_some(ESRCH)
+        }
+        Op::BindAddress(address) => {
+            let is_there =
+                |(key, errno): (&ServerKey, &i32)| key.address == *address && *errno == EEXIST;
+            not_ours.iter().any(is_there).then_some(EEXIST)
+        }
+        Op::AddServer(..)
+        | Op::DeleteServer(_)
+        | Op::DeleteDestination(..)
+        | Op::UnbindAddress(_) => None,
     }
 }
 

@@ -10,6 +10,7 @@ use crate::forward::ServiceForwarding;
 use crate::ipvs::compile::{Compiler, Differences, Failure, FoundScheduler, MissingScheduler};
 use crate::ipvs::schema::{Batch, Observed, ObservedDestinations, Op, Outline, ServerKey};
 use crate::ipvs::split::{self, Split};
+use crate::kernel::ipvs::advice;
 use crate::kernel::{ObservedConnections, Refused, Rejection};
 use crate::model::{Family, ServiceId};
 use crate::nft::schema::Owner;
@@ -227,8 +228,7 @@ impl Servers {
             if look || failure == Failure::Again {
                 judged.again.insert(service);
             } else {
-                let (owner, what) = (*owner, format!("IPVS {op}"));
-                let rejection = || Rejection { op: None, owner, errno, what };
+                let rejection = || rejection(*owner, op, errno);
                 judged.refused.entry(service).or_insert_with(rejection);
             }
         }
@@ -266,6 +266,10 @@ impl Servers {
         !self.known || self.compiler.has_work() || self.draining_addresses(&[]) != self.draining
     }
 
+    pub(super) fn has_draining(&self) -> bool {
+        self.known && !self.compiler.draining().is_empty()
+    }
+
     /// Virtual servers whose connections have to be asked for from time to time.
     pub(super) fn draining(&self) -> Vec<ServerKey> {
         if self.known { self.compiler.draining().servers() } else { Vec::new() }
@@ -300,6 +304,11 @@ impl Servers {
     pub(super) fn compiler(&self) -> &Compiler {
         &self.compiler
     }
+}
+
+fn rejection(owner: Option<Owner>, op: &Op, errno: i32) -> Rejection {
+    let advice = advice(op, errno).map(|it| format!(" ({it})")).unwrap_or_default();
+    Rejection { op: None, owner, errno, what: format!("IPVS {op}{advice}") }
 }
 
 fn told(differences: Differences) -> (bool, Vec<ServiceId>) {

@@ -211,6 +211,35 @@ impl World {
         self.prune();
     }
 
+    /// The process is killed after so many operations of what it was about to do, and starts anew. What it had staged and
+    /// not done is still wanted.
+    pub(super) fn crash(&mut self, operations: usize) {
+        let owners: Vec<Owner> = self.touched.iter().copied().collect();
+        let led_to = self.led_to;
+        let before = self.compiler.before(owners.iter().copied(), |_| led_to);
+        let (now, later) = before.0.split_at(operations.min(before.0.len()));
+        self.commit(&Batch(now.to_vec()));
+        if later.is_empty() {
+            self.lead(&owners);
+            let after = self.compiler.after(owners.iter().copied()).0;
+            let rest = operations - now.len();
+            self.commit(&Batch(after.into_iter().take(rest).collect()));
+        }
+        let desired = self.desired.clone();
+        self.restart();
+        self.desired = desired;
+        self.restage();
+        self.run();
+        self.prune();
+    }
+
+    /// Nft leads to what is wanted.
+    fn lead(&mut self, owners: &[Owner]) {
+        for owner in owners {
+            self.rows.insert(*owner, self.desired.get(owner).cloned().unwrap_or_default());
+        }
+    }
+
     /// Everything was staged; nft leads to nothing else any more.
     pub(super) fn prune(&mut self) {
         self.compiler.prune();
@@ -281,9 +310,7 @@ impl World {
         let (mut log, mut failures) = self.commit(&batch);
         if nft_accepts && failures.is_empty() {
             log.push("-- nft".to_owned());
-            for owner in &owners {
-                self.rows.insert(*owner, self.desired.get(owner).cloned().unwrap_or_default());
-            }
+            self.lead(&owners);
             let batch = self.compiler.after(owners.iter().copied());
             let (more, failed) = self.commit(&batch);
             log.extend(more);
@@ -314,6 +341,10 @@ impl World {
         let all: BTreeMap<ServerKey, &WantedServer> =
             self.rows.values().flatten().map(|it| (it.key, it)).collect();
         for (key, wanted) in all {
+            // Nobody gets there, so it may be made anew. When it is bound it has to be complete.
+            if !bound && !self.node.addresses.contains(&key.address) {
+                continue;
+            }
             let held = self.node.servers.get(&key);
             let weight = |to: &Destination| held.and_then(|(_, them)| them.get(to)).copied();
             let mut usable = wanted.destinations.iter().filter(|(to, _)| weight(to) > Some(0));

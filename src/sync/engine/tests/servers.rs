@@ -1,8 +1,8 @@
 //! Virtual servers: refusals one by one, drift, and the way from one mode to the other.
 
 use super::*;
-use crate::ipvs::schema::{Connections, Destination, Op as ServerOp};
-use crate::model::{EndpointSlice, Scheduler};
+use crate::ipvs::schema::{Connections, Destination, Op as ServerOp, VirtualServer};
+use crate::model::{EndpointSlice, Protocol, Scheduler};
 
 #[test]
 fn a_service_that_ipvs_refuses_keeps_what_it_had_and_the_others_go_on() {
@@ -54,6 +54,81 @@ fn a_row_that_is_always_refused_is_looked_at_again_once() {
     host.engine.apply(Change::ServiceApplied(moved));
     host.settle();
     assert_eq!(host.engine.refused_count(), 1);
+}
+
+/// A cluster IP that the node has elsewhere as well, where somebody balances with IPVS.
+#[test]
+fn a_virtual_server_of_somebody_else_is_left_alone_and_told() {
+    let mut host = Host::started_with(balanced(settings(0)));
+    let theirs = host.made_by_others(1, 9);
+    host.engine.apply(Change::HostAddresses([ip("10.96.0.1")].into()));
+    host.serve(1, &[1]);
+    host.serve(2, &[1]);
+    host.settle();
+    assert_eq!(host.ipvs.servers[&theirs].destinations.len(), 1);
+    assert_eq!(host.servers().0, BTreeSet::from([ip("10.96.0.2")]), "its address stays unbound");
+    assert_eq!(host.reached(2), ["10.1.2.1"]);
+    assert_eq!(host.engine.refused_count(), 1);
+    // Gone, and the Service is served when it is tried again.
+    host.ipvs.servers.remove(&theirs);
+    host.forgive();
+    host.settle();
+    assert_eq!(host.reached(1), ["10.1.1.1"]);
+}
+
+/// Its other half was made and waits at an address that is not bound.
+#[test]
+fn a_service_that_is_refused_halfway_is_no_drift() {
+    let mut host = Host::started_with(balanced(settings(0)));
+    host.made_by_others(1, 9);
+    host.engine.apply(Change::HostAddresses([ip("10.96.0.1")].into()));
+    let v6 = service("ns/a1", "fd00::1").v6;
+    let both = Service { v6, ..service("ns/a1", "10.96.0.1") };
+    host.engine.apply(Change::ServiceApplied(both));
+    host.engine.apply(endpoint("ns/a1", 1, 1));
+    host.settle();
+    assert_eq!((host.engine.refused_count(), host.ipvs.servers.len()), (1, 2));
+    assert!(!host.engine.servers_observed(host.ipvs.observe().unwrap()));
+    host.settle();
+    assert_eq!(host.engine.refused_count(), 1);
+}
+
+/// Killed between a virtual server and its address.
+#[test]
+fn what_a_crash_left_at_an_unbound_address_is_made_anew() {
+    let mut host = Host::started_with(balanced(settings(0)));
+    host.made_by_others(1, 9);
+    host.serve(1, &[1]);
+    host.settle();
+    assert_eq!(host.reached(1), ["10.1.1.1"]);
+    assert_eq!(host.destinations().len(), 1, "the endpoint of that time is gone");
+}
+
+/// Whatever the number of Services.
+#[test]
+fn a_change_costs_as_many_operations_as_it_changes() {
+    for services in [10, 2_000] {
+        let mut host = Host::started_with(balanced(settings(0)));
+        let at = |n: u16| {
+            let [high, low] = n.to_be_bytes();
+            format!("10.97.{high}.{low}")
+        };
+        for n in 0..services {
+            host.engine.apply(Change::ServiceApplied(service(&format!("ns/b{n}"), &at(n))));
+        }
+        host.serve(1, &[1, 2, 3]);
+        host.settle();
+        let mut cost = |hosts: &[u8]| {
+            let before = (host.ipvs.operations, host.kernel.committed);
+            host.serve(1, hosts);
+            host.settle();
+            (host.ipvs.operations - before.0, host.kernel.committed - before.1)
+        };
+        assert_eq!(cost(&[1, 2, 3, 4]), (1, 0), "one destination more, no rows: {services}");
+        assert_eq!(cost(&[1, 2, 3]), (1, 0), "weight 0: {services}");
+        assert_eq!(cost(&[1, 2, 4]), (2, 0), "its weight again, and another's 0: {services}");
+        assert_eq!(cost(&[1, 2, 4]), (0, 0), "nothing: {services}");
+    }
 }
 
 #[test]
@@ -283,6 +358,19 @@ impl Host {
         let addresses: Vec<String> = hosts.iter().map(|it| format!("10.1.{n}.{it}")).collect();
         let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
         self.engine.apply(Change::SliceApplied(slice(&format!("{title}-1"), &title, &addresses)));
+    }
+
+    /// A virtual server at 10.96.0.`n`:80, which is not bound, and its one destination.
+    fn made_by_others(&mut self, n: u8, to: u8) -> ServerKey {
+        let port = 80.try_into().unwrap();
+        let key = ServerKey { protocol: Protocol::Tcp, address: [10, 96, 0, n].into(), port };
+        let end = Destination { address: [10, 1, n, to].into(), port: 8080.try_into().unwrap() };
+        let ops = [
+            ServerOp::AddServer(key, VirtualServer::default()),
+            ServerOp::AddDestination(key, end, 1),
+        ];
+        assert_eq!(self.ipvs.commit(&ServerBatch(ops.map(|it| (None, it)).into())).unwrap(), []);
+        key
     }
 
     /// Another process, perhaps in another mode, on the same node.

@@ -13,7 +13,7 @@ use kube_ferry::model::Protocol;
 
 use super::cluster::Cluster;
 use super::proxy::Proxy;
-use super::settle::{Committed, wait_for};
+use super::settle::{Commits, wait_for};
 use super::wire::Wire;
 use super::{median, milliseconds, now, seconds};
 use crate::figures::program::nft;
@@ -105,15 +105,15 @@ fn check(mode: Mode, proxy: &Proxy) {
 
 /// Endpoints that come and go one by one, each of another Service.
 fn one_endpoint(mode: Mode, cluster: &mut Cluster, proxy: &Proxy) -> [Figure; 3] {
-    let mut times = Vec::new();
+    let (mut times, mut witness) = (Vec::new(), Witness::new(mode));
     let cpu = proxy.cpu();
     for number in 0..CHANGES {
         sleep(PAUSE);
         let service = number / 2 * (SHAPE.services / (CHANGES / 2));
         let endpoints = SHAPE.endpoints + 1 - number % 2;
-        let before = Witness::new(mode, service);
+        witness.look_away();
         let sent = cluster.set_endpoints(service, endpoints);
-        times.push(milliseconds(before.seen(endpoints) - sent));
+        times.push(milliseconds(witness.sees(service, endpoints) - sent));
     }
     sleep(PAUSE);
     let cpu = (proxy.cpu() - cpu) / f64::from(CHANGES);
@@ -129,29 +129,35 @@ fn one_endpoint(mode: Mode, cluster: &mut Cluster, proxy: &Proxy) -> [Figure; 3]
 
 /// What shows that a change is in force: a commit of nf_tables, or the destinations that new connections go to.
 enum Witness {
-    Nftables(Committed),
-    Ipvs(Box<NetlinkIpvs>, ServerKey),
+    Nftables(Commits),
+    Ipvs(Box<NetlinkIpvs>),
 }
 
 impl Witness {
-    fn new(mode: Mode, service: u32) -> Witness {
+    fn new(mode: Mode) -> Witness {
         match mode {
-            Mode::Nftables => Witness::Nftables(Committed::now()),
-            Mode::Ipvs => {
-                let [_, _, high, low] = (service + 1).to_be_bytes();
-                let (address, port) = ([10, 96, high, low].into(), 80.try_into().unwrap());
-                let key = ServerKey { protocol: Protocol::Tcp, address, port };
-                Witness::Ipvs(Box::new(NetlinkIpvs::new(Vec::new()).unwrap()), key)
-            }
+            Mode::Nftables => Witness::Nftables(Commits::watch()),
+            Mode::Ipvs => Witness::Ipvs(Box::new(NetlinkIpvs::new(Vec::new()).unwrap())),
         }
     }
 
-    /// When it was seen, in nanoseconds since the epoch.
-    fn seen(self, endpoints: u32) -> u64 {
-        let (mut ipvs, key) = match self {
-            Witness::Nftables(before) => return before.next(),
-            Witness::Ipvs(ipvs, key) => (ipvs, key),
+    /// What has happened so far is nothing new.
+    fn look_away(&mut self) {
+        match self {
+            Witness::Nftables(commits) => commits.forget(),
+            Witness::Ipvs(_) => (),
+        }
+    }
+
+    /// When the Service was first seen to have so many endpoints, in nanoseconds since the epoch.
+    fn sees(&mut self, service: u32, endpoints: u32) -> u64 {
+        let ipvs = match self {
+            Witness::Nftables(commits) => return commits.next(),
+            Witness::Ipvs(ipvs) => ipvs,
         };
+        let [_, _, high, low] = (service + 1).to_be_bytes();
+        let (address, port) = ([10, 96, high, low].into(), 80.try_into().unwrap());
+        let key = ServerKey { protocol: Protocol::Tcp, address, port };
         let began = Instant::now();
         let serving = |all: BTreeMap<ServerKey, ObservedDestinations>| {
             all[&key].values().filter(|it| it.weight > 0).count()

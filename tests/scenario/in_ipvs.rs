@@ -63,6 +63,16 @@ pub(super) fn remembers(world: &World, client: IpAddr) -> bool {
     listing.lines().any(template)
 }
 
+/// Whether new connections to this address get an endpoint.
+pub(super) fn is_served(world: &World, address: IpAddr) -> bool {
+    let saved = world.node().command("ipvsadm", &["-S", "-n"], "");
+    let is_at = |line: &str| {
+        let host = server(line).and_then(|it| it.rsplit_once(':')).map(|it| it.0);
+        host.and_then(|it| it.trim_matches(['[', ']']).parse().ok()) == Some(address)
+    };
+    saved.lines().any(|it| it.starts_with("-a") && is_at(it) && weight(it) > 0)
+}
+
 /// Virtual servers, their destinations and their addresses, each on a line of its own, in order. What drains is left out:
 /// it goes when its time has come, whoever is at work.
 pub(super) fn virtual_servers(world: &World) -> Vec<String> {

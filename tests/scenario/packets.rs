@@ -149,11 +149,15 @@ impl<'w> Packets<'w> {
         [1000 + self.changes, POD_PORTS[usize::from(self.changes) % POD_PORTS.len()]]
     }
 
-    /// In IPVS mode a new one with every change: that an address is there is what comes last.
     fn fence_addresses(&self) -> [IpAddr; 2] {
+        self.fence_addresses_at(self.changes)
+    }
+
+    /// In IPVS mode another one with every change: of what comes, an address comes last.
+    fn fence_addresses_at(&self, change: u16) -> [IpAddr; 2] {
         let last = match self.mode {
             Mode::Nftables => 254,
-            Mode::Ipvs => 150 + u8::try_from(self.changes % 100).unwrap_or_default(),
+            Mode::Ipvs => 150 + u8::try_from(change % 100).unwrap_or_default(),
         };
         let [a, b, c] = FENCE;
         let address = [a, b, c, last].into();
@@ -176,7 +180,22 @@ impl<'w> Packets<'w> {
             });
             passed.map_err(|why| format!("{why}\nlog of the proxy:\n{}", log()))?;
         }
+        if self.mode == Mode::Ipvs {
+            self.wait_for_what_goes()?;
+        }
         Ok(())
+    }
+
+    /// In IPVS mode endpoints that go lose their weight after all else, so what shows that they have is the fence of the
+    /// change before.
+    fn wait_for_what_goes(&self) -> Result<(), String> {
+        let before = self.fence_addresses_at(self.changes.saturating_sub(1));
+        poll(LONG, || {
+            let serving = before.iter().find(|it| in_ipvs::is_served(self.world, **it));
+            let why =
+                |it| format!("a change is not in force, the fence before it, {it}, still serves");
+            serving.map_or(Ok(()), |it| Err(why(it)))
+        })
     }
 }
 

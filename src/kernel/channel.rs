@@ -105,6 +105,10 @@ pub(super) struct Channel {
     room: usize,
     /// A wait was told that notifications were lost, which is told only once.
     lost: bool,
+    /// There are notifications, which come at any time.
+    subscribed: bool,
+    /// Since the last request all there was has been received.
+    empty: bool,
 }
 
 impl Channel {
@@ -130,6 +134,8 @@ impl Channel {
             port,
             room: 0,
             lost: false,
+            subscribed: false,
+            empty: true,
         })
     }
 
@@ -156,6 +162,7 @@ impl Channel {
     /// Sends bytes in one piece, with a bigger send buffer if needed.
     pub(super) fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.make_room(bytes.len())?;
+        self.empty = false;
         let sent = self.link.send(&self.socket, bytes)?;
         if sent == bytes.len() {
             Ok(())
@@ -197,7 +204,10 @@ impl Channel {
         };
         let length = match length {
             Ok(length) => length,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.empty = true;
+                return Ok(None);
+            }
             Err(error) if error.raw_os_error() == Some(ENOBUFS) => {
                 return Err(Failure::Lost("the receive buffer overflowed".to_owned()));
             }
@@ -212,7 +222,12 @@ impl Channel {
 
     /// Throws away what has come, be it left of answers to earlier questions. Returns whether anything had, or was
     /// lost.
+    ///
+    /// Nothing comes but answers and notifications, so where there can be neither no system call is spent on looking.
     pub(super) fn drain(&mut self) -> Result<bool, Failure> {
+        if self.empty && !self.subscribed {
+            return Ok(std::mem::take(&mut self.lost));
+        }
         self.drain_and_look(|_, _| true)
     }
 
@@ -236,6 +251,7 @@ impl Channel {
 
     /// Wants to hear the notifications of a multicast group.
     pub(super) fn subscribe(&mut self, group: u32) -> io::Result<()> {
+        self.subscribed = true;
         self.socket.add_membership(group)
     }
 

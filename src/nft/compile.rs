@@ -245,15 +245,16 @@ impl Compiler {
         self.services.heap_bytes() + self.claims.capacity() * size_of::<(Claim, Owner)>()
     }
 
-    /// How many elements each set has room for; sets without a limit are left out.
-    pub fn set_sizes(&self) -> impl Iterator<Item = (Family, SetName, u32)> + '_ {
+    /// Every set of the tables that has a limit.
+    pub fn sets(&self) -> impl Iterator<Item = (Family, SetName)> + '_ {
         let tables = self.tables.iter();
-        tables.flat_map(|(family, table)| table.sizes().map(|(set, size)| (*family, set, size)))
+        tables.flat_map(|(family, table)| table.limited().map(|set| (*family, set)))
     }
 
-    /// Rows that the kernel is believed to have.
-    pub fn row_counts(&self) -> &RowCounts {
-        &self.counts
+    /// How many elements the set is believed to have, and how many fit; `None` if it has no limit.
+    pub fn fill(&self, family: Family, set: SetName) -> Option<(u32, u32)> {
+        let size = self.tables.get(&family)?.size(set)?;
+        Some((RowCounts::elements(set, self.counts.get(family, set)), size))
     }
 
     /// What could not be programmed, since the last call.

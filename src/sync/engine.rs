@@ -726,14 +726,14 @@ impl Engine {
         ]
     }
 
-    /// How many elements each set has room for; sets without a limit are left out.
-    pub fn set_sizes(&self) -> impl Iterator<Item = (Family, SetName, u32)> + '_ {
-        self.compiler.iter().flat_map(Compiler::set_sizes)
+    /// Every set of the tables that has a limit.
+    pub fn sets(&self) -> impl Iterator<Item = (Family, SetName)> + '_ {
+        self.compiler.iter().flat_map(Compiler::sets)
     }
 
-    /// Rows that the kernel is believed to have.
-    pub fn row_counts(&self) -> Option<&RowCounts> {
-        self.compiler.as_ref().map(Compiler::row_counts)
+    /// How many elements the set is believed to have, and how many fit; `None` if it has no limit.
+    pub fn fill(&self, family: Family, set: SetName) -> Option<(u32, u32)> {
+        self.compiler.as_ref()?.fill(family, set)
     }
 }
 

@@ -17,7 +17,7 @@ use crate::ipvs::compile::Counts;
 use crate::ipvs::schema::Batch as ServerBatch;
 use crate::kernel::{Refused, Rejection};
 use crate::model::{Change, Cluster, Family, Node, ObjectName, Resource, ServiceId};
-use crate::nft::compile::{Limit, LimitReason, RowCounts};
+use crate::nft::compile::{Limit, LimitReason};
 use crate::nft::schema::{Batch, ObservedTable, Op, SetName};
 use crate::nft::tables::family_of;
 use crate::serve::metrics::{BatchResult, PolicyKind, RowOp, SyncKind};
@@ -338,17 +338,19 @@ impl Reporter {
 
     /// How full the sets are: all of them after a full sync, else those that were written.
     fn fill(&self, work: &Work, engine: &Engine) {
-        let Some(counts) = engine.row_counts() else { return };
-        let metrics = &self.ports.metrics;
-        for (family, set, size) in engine.set_sizes() {
-            if work.full || work.sets.contains(&(family, set)) {
-                metrics.set_size(family, set.name(), size);
-                // Remembered clients are written by packets: how many there are, the kernel alone knows.
-                if set != SetName::Affinity {
-                    let rows = RowCounts::elements(set, counts.get(family, set));
-                    metrics.set_elements(family, set.name(), rows);
-                }
-            }
+        if work.full {
+            engine.sets().for_each(|(family, set)| self.fill_of(family, set, engine));
+        } else {
+            work.sets.iter().for_each(|(family, set)| self.fill_of(*family, *set, engine));
+        }
+    }
+
+    fn fill_of(&self, family: Family, set: SetName, engine: &Engine) {
+        let Some((rows, size)) = engine.fill(family, set) else { return };
+        self.ports.metrics.set_size(family, set.name(), size);
+        // Remembered clients are written by packets: how many there are, the kernel alone knows.
+        if set != SetName::Affinity {
+            self.ports.metrics.set_elements(family, set.name(), rows);
         }
     }
 

@@ -107,14 +107,14 @@ impl TableState {
     }
 
     /// Size of a set after the staged operations; `None` when it has no limit or is not there.
-    fn size(&self, set: SetName) -> Option<u32> {
+    pub(super) fn size(&self, set: SetName) -> Option<u32> {
         let staged = self.staged.as_ref().and_then(|it| it.sizes.get(&set));
         staged.or_else(|| self.sizes.get(&set)).copied().flatten()
     }
 
-    /// Sets of the table as it is and their sizes; those without a limit are left out.
-    pub(super) fn sizes(&self) -> impl Iterator<Item = (SetName, u32)> + '_ {
-        self.sizes.iter().filter_map(|(set, size)| Some((*set, (*size)?)))
+    /// Sets of the table as it is, but for those without a limit.
+    pub(super) fn limited(&self) -> impl Iterator<Item = SetName> + '_ {
+        self.sizes.iter().filter(|(_, size)| size.is_some()).map(|(set, _)| *set)
     }
 
     /// The new size if `rows` do not fit.

@@ -69,7 +69,7 @@ proptest! {
         prop_assert_eq!(canonical(&world.kernel), canonical(&fresh.kernel));
         world.restart();
         prop_assert!(world.compiler.batch().is_empty());
-        let counted: Vec<_> = world.compiler.row_counts().iter().collect();
+        let counted: Vec<_> = world.compiler.counts.iter().collect();
         let held = world.kernel.tables.0.iter().flat_map(|(family, table)| {
             table.sets.iter().map(|(set, (_, rows))| (*family, *set, u32::try_from(rows.len()).unwrap()))
         });

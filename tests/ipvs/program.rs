@@ -217,8 +217,8 @@ fn services(directory: &Path, services: u32, hosts: &[u8]) -> String {
         );
         let v4 = |host: &u8| format!("{{addresses: [10.{high}.{low}.{host}]}}");
         let v6 = |host: &u8| format!("{{addresses: ['fd01::{n:x}:{host}']}}");
-        let v4: Vec<String> = hosts.iter().map(|it| v4(it)).collect();
-        let v6: Vec<String> = hosts.iter().map(|it| v6(it)).collect();
+        let v4: Vec<String> = hosts.iter().map(v4).collect();
+        let v6: Vec<String> = hosts.iter().map(v6).collect();
         for (family, endpoints) in [("IPv4", v4.join(", ")), ("IPv6", v6.join(", "))] {
             let name = family.to_lowercase();
             text += &format!(

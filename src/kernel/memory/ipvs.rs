@@ -144,9 +144,9 @@ impl MemoryIpvs {
                 continue;
             }
             // Whether there is a scheduler is asked before anything else.
-            let lacks = || match op {
-                Op::SetServer(_, server) => self.check_scheduler(server).err(),
-                _ => None,
+            let lacks = || {
+                let Op::SetServer(_, server) = op else { return None };
+                self.check_scheduler(server).err()
             };
             let refusal = self.refusal(*owner, op).or_else(lacks);
             let refusal = refusal.or_else(|| follows(&not_ours, op));

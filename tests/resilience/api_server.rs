@@ -65,9 +65,10 @@ fn slow_answers() {
     check("", |it| answers(it, &[Fault::Delay(Duration::from_secs(2))]));
 }
 
+/// The node of a world sends no resets, so who wants to connect hears nothing, as from a server without power.
 #[test]
 fn an_outage() {
-    check("connect", ApiServer::go_down);
+    check("silence", ApiServer::go_down);
 }
 
 /// Pings find out, within 20 s.

@@ -267,13 +267,10 @@ impl ApiClient {
 
 impl Session {
     async fn begin(server: &Server, pace: ConnectionPace) -> Result<Session, ClientError> {
-        let Found { config, files, proxy_url } = match server {
-            Server::Kubeconfig { path, master } => from_kubeconfig(path, master.as_deref()).await?,
-            Server::Address(address) => {
-                Found::plain(kube::Config::new(master_url(address, Tls::Unknown)?))
-            }
-            Server::InCluster => in_cluster()?,
-        };
+        // Everything is read twice. Files that change in between leave a session that is newer than its fingerprint, and is
+        // merely begun anew when it is next in doubt. One that is older would pass for unchanged for ever.
+        let fingerprint = find(server).await?.fingerprint();
+        let Found { config, proxy_url, .. } = find(server).await?;
         let variable = |name: &str| std::env::var(name).ok();
         let proxy = proxy::find(&config.cluster_url, proxy_url.as_deref(), variable)?;
         if let Some(proxy) = &proxy {
@@ -284,7 +281,6 @@ impl Session {
         let client = connect(&config, pace, proxy.as_ref()).map_err(|source| {
             ClientError::Credentials { server: address.to_owned(), source: Box::new(source) }
         })?;
-        let fingerprint = fingerprint(&config, &files);
         Ok(Session { client, address: address.into(), fingerprint, doubtful: false })
     }
 }
@@ -301,6 +297,27 @@ struct Found {
 impl Found {
     fn plain(config: kube::Config) -> Found {
         Found { config, files: Vec::new(), proxy_url: None }
+    }
+
+    /// A hash of everything that a session is made from. Certificate authorities are already in the configuration.
+    fn fingerprint(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.config.cluster_url.hash(&mut hasher);
+        self.config.root_cert.hash(&mut hasher);
+        for file in &self.files {
+            std::fs::read(file).ok().hash(&mut hasher);
+        }
+        hasher.finish()
+    }
+}
+
+async fn find(server: &Server) -> Result<Found, ClientError> {
+    match server {
+        Server::Kubeconfig { path, master } => from_kubeconfig(path, master.as_deref()).await,
+        Server::Address(address) => {
+            Ok(Found::plain(kube::Config::new(master_url(address, Tls::Unknown)?)))
+        }
+        Server::InCluster => in_cluster(),
     }
 }
 
@@ -392,17 +409,6 @@ fn server_url(
         None => format!("http://{address}"),
     };
     url.parse().map_err(|error: http::uri::InvalidUri| wrong(&error.to_string()))
-}
-
-/// A hash of everything that a session was made from. Certificate authorities are already in the configuration.
-fn fingerprint(config: &kube::Config, files: &[PathBuf]) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    config.cluster_url.hash(&mut hasher);
-    config.root_cert.hash(&mut hasher);
-    for file in files {
-        std::fs::read(file).ok().hash(&mut hasher);
-    }
-    hasher.finish()
 }
 
 /// A server that refuses a client certificate in the handshake of TLS 1.3 says so when ours is over already: to us it is

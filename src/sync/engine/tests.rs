@@ -6,6 +6,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
 
+use super::refusal::{FEWEST_BATCH_ROWS, MOST_CRAMPED};
 use super::*;
 use crate::config::{DetectLocal, NodePortSelector};
 use crate::kernel::memory::{Failure, MemoryIpvs, MemoryKernel};
@@ -15,6 +16,7 @@ use crate::model::{Resource, Service};
 use crate::nft::compile::tests::laws::canonical_table;
 use crate::nft::render;
 use crate::nft::schema::{Key, Op, SetName, Value};
+use crate::nft::tables::{EEXIST, ENFILE, ENOENT};
 use crate::sync::facts::VirtualServers;
 
 const RESOURCES: [Resource; 4] =

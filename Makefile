@@ -28,7 +28,7 @@ packages:
 # Laws are tried on the same random cases every time, so that what fails is what has changed; `make laws` tries others.
 test test-ipvs: export PROPTEST_RNG_SEED := 1
 # Most tests wait for something most of the time.
-test: export RUST_TEST_THREADS ?= 4
+test: export RUST_TEST_THREADS ?= 3
 test:
 	$(call install,$(NEEDED))
 	$(MAKE) --no-print-directory kubectl

@@ -1,7 +1,7 @@
 //! The HTTP servers on loopback: paths, codes, headers and bodies as clients of kube-proxy know them.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -13,6 +13,7 @@ use kube_ferry::model::{Family, Node, ObjectName};
 use kube_ferry::serve::http::{Pages, Server, health_router, metrics_router};
 use kube_ferry::serve::{HealthCheck, ListenOn, Metrics, NodePortHealth, SharedHealth};
 use kube_ferry::watch::{Stats, Trouble};
+use socket2::{Domain, Socket, Type};
 use tokio::runtime::Runtime;
 
 use crate::support::namespace::{Namespace, own_host};
@@ -213,8 +214,8 @@ fn promtool_finds_nothing_to_complain_about() {
 #[test]
 fn a_taken_port_is_tried_again_or_an_error() {
     let world = World::new();
-    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = taken.local_addr().unwrap();
+    let taken = take(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+    let address = taken.local_addr().unwrap().as_socket().unwrap();
     let router = || health_router(world.health.clone(), world.metrics.clone());
     let server =
         Server { purpose: "health", option: "--healthz-bind-address", address, retry: None };
@@ -356,8 +357,8 @@ impl World {
     }
 
     fn serve(&self, router: axum::Router, ip: Ipv4Addr) -> SocketAddr {
-        // Closed again at once: nobody else is here to take it.
-        let address = TcpListener::bind((ip, 0)).unwrap().local_addr().unwrap();
+        // Free again at once: nobody else is here to take it.
+        let address = take((ip, 0).into()).local_addr().unwrap().as_socket().unwrap();
         let retry = Some(Duration::from_millis(5));
         let server = Server { purpose: "test", option: "none", address, retry };
         self.runtime().spawn(server.run(router, turn(), std::future::pending(), drop));
@@ -365,6 +366,24 @@ impl World {
         poll(LONG, || TcpStream::connect(address).map_err(|error| error.to_string())).unwrap();
         address
     }
+}
+
+/// Takes a port without listening. Of a listener, a process that another test is about to start has a copy until it executes its
+/// program, and who connects after it was closed here would still find that.
+fn take(address: SocketAddr) -> Socket {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&address.into()).unwrap();
+    socket
+}
+
+/// Waits until nobody listens there, for the same reason.
+#[track_caller]
+fn closes(address: SocketAddr) {
+    let refused = || match TcpStream::connect(address) {
+        Ok(_) => Err(format!("{address} is open")),
+        Err(_) => Ok(()),
+    };
+    poll(LONG, refused).unwrap();
 }
 
 #[derive(Debug)]
